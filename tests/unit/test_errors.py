@@ -28,7 +28,11 @@ def family(parent: type[CisternError]) -> Iterator[type[CisternError]]:
 
 
 _import_the_domain()
-EVERY = sorted(family(CisternError), key=lambda kind: kind.__qualname__)
+#: Those of the domain; the host of a node has further ones with the codes of these, which are beside it.
+EVERY = sorted(
+    (kind for kind in family(CisternError) if not kind.__module__.startswith("worker.")),
+    key=lambda kind: kind.__qualname__,
+)
 
 #: Codes that clients depend on: they may only be added to.
 PUBLISHED_CODES = {

@@ -264,8 +264,8 @@ async def test_page_of_a_volume_shows_its_three_sizes_and_why_its_file_system_is
 async def attach(services: Services, volume: Volume, holder: str = "db") -> str:
     """Insert an attachment on a node that has been silent for two hours, without a job; return its id."""
     columns = "id, project_id, volume_id, node, holder, mode, path, state, generation"
-    values = "gen_random_uuid(), :project, :volume, 'web-1', :holder, 'rw', '/srv/data', 'attached', 2"
-    names = {"project": volume.project_id, "volume": volume.id, "holder": holder}
+    values = ":id, :project, :volume, 'web-1', :holder, 'rw', '/srv/data', 'attached', 2"
+    names = {"id": uuid7(), "project": volume.project_id, "volume": volume.id, "holder": holder}
     [(found,)] = await sql(services, f"INSERT INTO attachments ({columns}) VALUES ({values}) RETURNING id", **names)
     mount = (
         "INSERT INTO mounts (volume_id, node, generation, device, path) VALUES (:id, 'web-1', 2, '/dev/loop7', '/m/1')"

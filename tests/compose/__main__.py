@@ -53,6 +53,7 @@ def start(stack: Stack, client: ApiClient) -> str:
     workers = stack.containers("worker")
     assert len(workers) == WORKERS
     created = stack.exec(stack.container("api"), "cistern", "keys", "create", "tests", "--role", "system")
+    assert created.returncode == 0, created.stderr
     client.use_key(created.stdout.strip())
     until(
         lambda: all(stack.is_healthy(container) for container in (*workers, stack.container("api"))),

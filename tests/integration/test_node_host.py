@@ -23,6 +23,7 @@ from tests.integration.host_builders import (
 from tests.integration.host_builders import host as host  # noqa: PLC0414 (a fixture)
 from tests.integration.host_builders import place as place  # noqa: PLC0414 (a fixture)
 from worker.node.host import filesystems
+from worker.node.host.calls import run as run_tool
 from worker.node.host.errors import (
     AttachmentStale,
     DeviceInUse,
@@ -611,3 +612,22 @@ async def test_the_host_does_all_of_it_for_an_event_loop(place: Path) -> None:
     await host.unbind(VOLUME, place / "target")
     await host.detach(VOLUME)
     assert await host.found() == []
+
+
+def test_a_growth_that_was_interrupted_is_repaired_and_finished_before_the_mount(
+    host: HostOperations, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = volume_file(place, "ext4")
+    os.setxattr(file, "user.cistern.growing", b"")  # of a size that it has already: only the mark tells
+    commands: list[tuple[str, ...]] = []
+
+    def recorded(*command: str, seconds: float) -> str:
+        commands.append(command[:3])
+        return run_tool(*command, seconds=seconds)
+
+    monkeypatch.setattr(filesystems, "run", recorded)
+    host.attach(file, VOLUME, "ext4")
+    host.detach(VOLUME)
+
+    assert ("e2fsck", "-f", "-y") in commands
+    assert "user.cistern.growing" not in os.listxattr(file)

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import Final
 from uuid import UUID
@@ -12,6 +11,7 @@ from uuid import UUID
 from domain.storage.context import Grant
 from domain.storage.errors import FilesystemFailed
 from domain.storage.file.disk import sync
+from domain.storage.file.growth_mark import marked, repair_option
 
 #: How to make each file system, followed by the option for its UUID. A new file holds no data: there is nothing to
 #: discard. Without -T, mkfs.ext4 would choose blocks for a volume of today's size, and volumes grow. In a new file its
@@ -28,10 +28,6 @@ _SBIN: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 _MAX_OUTPUT: Final = 400
 #: e2fsck: no errors, and errors that were corrected.
 _CHECKED: Final = frozenset({0, 1})
-
-#: An attribute that a file has while its file system grows. What e2fsck finds then is the doing of a growth that was
-#: interrupted, so that it may correct all of it; without, it corrects what is safe, and the rest is left to a person.
-_GROWING: Final = "user.cistern.growing"
 
 
 def installed() -> tuple[str, ...]:
@@ -58,22 +54,11 @@ def grow_ext4(handle: int, lock: int, grant: Grant) -> None:
     Raises:
         FilesystemFailed: a tool is missing, or finds what a person must decide.
     """
-    repair = "-y" if _is_growing(handle) else "-p"
-    _run(("e2fsck", "-f", repair), "ext4", handle, grant, lock, accepted=_CHECKED)
-    with suppress(OSError):  # the file system has no attributes
-        os.setxattr(handle, _GROWING, b"")
+    _run(("e2fsck", "-f", repair_option(handle)), "ext4", handle, grant, lock, accepted=_CHECKED)
     sync(handle, grant)
-    _run(("resize2fs",), "ext4", handle, grant, lock)
-    sync(handle, grant)
-    with suppress(OSError):
-        os.removexattr(handle, _GROWING)
-
-
-def _is_growing(handle: int) -> bool:
-    with suppress(OSError):
-        os.getxattr(handle, _GROWING)
-        return True
-    return False
+    with marked(handle):
+        _run(("resize2fs",), "ext4", handle, grant, lock)
+        sync(handle, grant)
 
 
 def _program(tool: str) -> str | None:

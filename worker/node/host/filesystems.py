@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from domain.storage.file.growth_mark import is_marked, marked, repair_option
 from domain.storage.file.superblock import filesystem_size
 from worker.node.host.calls import ToolFailed, describe, run
 from worker.node.host.errors import GrowthRefused, HostFailed
@@ -85,18 +86,26 @@ def grow_mounted(mount_path: Path, device: Path, filesystem: str) -> None:
     _grow(*commands[filesystem])
 
 
-def grow_unmounted_ext4(device: Path) -> None:
+def needs_growth(device: Path, file: int, size: int) -> bool:
+    """Return whether an unmounted ext4 is smaller than ``size`` bytes, or an interrupted growth has to be finished."""
+    return (ext4_size(device) or 0) < size or is_marked(file)
+
+
+def grow_unmounted_ext4(device: Path, file: int) -> None:
     """Check an unmounted ext4, as resize2fs demands, and grow it to the size of its device.
+
+    ``file``: an open descriptor of the volume's file, which is marked meanwhile.
 
     Raises:
         GrowthRefused: the check found what it cannot correct by itself, or the growth failed.
     """
     try:
-        run("e2fsck", "-f", "-p", str(device), seconds=GROW_SECONDS)
+        run("e2fsck", "-f", repair_option(file), str(device), seconds=GROW_SECONDS)
     except ToolFailed as error:
         if error.status not in _FSCK_OK:
             raise GrowthRefused(error.message) from None
-    _grow("resize2fs", str(device))
+    with marked(file):
+        _grow("resize2fs", str(device))
 
 
 def trim(mount_path: Path) -> None:

@@ -83,7 +83,7 @@ class HostOperations:
             path = self.mount_path(volume_id)
             grown_to, error = None, None
             if filesystem == "ext4" and not self._loops.is_mounted(device):
-                grown_to, error = self._grow_unmounted(device)
+                grown_to, error = self._grow_unmounted(device, file)
             try:
                 check()
                 self._mounts.mount(device.path, path, filesystem)
@@ -255,11 +255,12 @@ class HostOperations:
             if device.status.mark.startswith(f"cistern:{volume_id}:") and not device.is_leaving:
                 raise VolumeFileInUse(f"{device.path} has the volume, attached below another CISTERN_NODE_DIR.")
 
-    def _grow_unmounted(self, device: LoopDevice) -> tuple[int | None, str | None]:
-        size = device.size
+    def _grow_unmounted(self, device: LoopDevice, file: Path) -> tuple[int | None, str | None]:
+        size, path = device.size, Path(device.path)
         try:
-            if (filesystems.ext4_size(Path(device.path)) or 0) < _whole_blocks(size):
-                filesystems.grow_unmounted_ext4(Path(device.path))
+            with file.open("rb") as volume:
+                if filesystems.needs_growth(path, volume.fileno(), _whole_blocks(size)):
+                    filesystems.grow_unmounted_ext4(path, volume.fileno())
         except GrowthRefused as error:
             return None, error.message
         return size, None

@@ -189,7 +189,7 @@ PROBLEM_EXPLANATIONS: Final[Mapping[str, Explanation]] = {
         ),
         "unsupported-media-type": ("The body is not declared as JSON.", "Send `Content-Type: application/json`."),
         "volume-attached": (
-            "Somebody uses the volume: `holder`, on the node `node`.",
+            "`holder` uses the volume on the node `node`.",
             "Detach it there: `cistern volumes umount`; `--force` if the node does not answer.",
         ),
         "volume-busy": (

@@ -10,24 +10,21 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
-from uuid_utils.compat import uuid7
 
 from domain.db.database import Database
 from domain.jobs.attempt import ClaimedJob, Payload, Succeeded
 from domain.jobs.kinds import FailedJobs, JobHandler, JobKind, SucceededJobs
 from domain.jobs.model import Job, retry_columns
-from domain.jobs.store.jobs import JobRepository
 from domain.operation_handler import OperationHandler
-from domain.operations import OPERATIONS, VolumeState, job_for
+from domain.operations import OPERATIONS
 from domain.projects.quota import Room
 from domain.storage.backends import Backends
 from domain.storage.context import Grant
 from domain.storage_work import volume_of
 from domain.volumes.attachments.freezing import Freezer
-from domain.volumes.attachments.model import Attachment, AttachmentState, FilesystemReport, Mode, queue_of
+from domain.volumes.attachments.model import Attachment, AttachmentState, FilesystemReport, Mode
 from domain.volumes.attachments.repository import AttachmentRepository
-from domain.volumes.attachments.service import NewAttachment, acquire_attachment, leave_attachment
-from domain.volumes.repository import VolumeRepository
+from domain.volumes.attachments.service import NewAttachment, attach_job, detach_job
 
 #: In what `seal` found: the volume was isolated although the job has failed, so that its holders have lost it.
 _IS_ISOLATED: Final = "isolated"
@@ -76,7 +73,6 @@ class _NodeHandler(OperationHandler):
         """Create the handler; ``node`` is the agent, None in a process that is none."""
         super().__init__(OPERATIONS[self.kind], backends, max_attempts=max_attempts, freezer=freezer)
         self._database = database
-        self._max_attempts = max_attempts
         self._work = node
 
     @property
@@ -137,14 +133,10 @@ class AttachHandler(_NodeHandler):
 
     async def retry(self, session: AsyncSession, ended: Job, room: Room) -> Job:  # noqa: ARG002 (adds nothing)
         """Request the attachment again."""
-        volume = await VolumeRepository(session).acquire(
-            volume_of(ended), ended.project_id, VolumeState.ATTACHING, uuid7()
-        )
         wanted = {name: ended.params[name] for name in ("node", "holder", "path")}
-        params = await acquire_attachment(session, volume, NewAttachment(**wanted, mode=Mode(ended.params["mode"])))
-        columns = {"backend": queue_of(ended.params["node"]), **retry_columns(ended)}
-        job = job_for(self.kind, params, volume, max_attempts=self._max_attempts, **columns)
-        return await JobRepository(session).add(job)
+        new = NewAttachment(**wanted, mode=Mode(ended.params["mode"]))
+        columns = {"max_attempts": self._max_attempts, **retry_columns(ended)}
+        return await attach_job(session, volume_of(ended), ended.project_id, new, **columns)
 
 
 class _LeavingHandler(_NodeHandler):
@@ -152,14 +144,9 @@ class _LeavingHandler(_NodeHandler):
 
     async def retry(self, session: AsyncSession, ended: Job, room: Room) -> Job:  # noqa: ARG002 (adds nothing)
         """Request it again, if the attachment is still there."""
-        volume = await VolumeRepository(session).acquire(
-            volume_of(ended), ended.project_id, VolumeState.DETACHING, uuid7()
-        )
-        attachment = await AttachmentRepository(session).get_of(volume.id, _attachment_id(ended))
-        params = await leave_attachment(session, volume, attachment, force=ended.params["force"])
-        columns = {"backend": ended.backend, **retry_columns(ended)}
-        job = job_for(self.kind, params, volume, max_attempts=self._max_attempts, **columns)
-        return await JobRepository(session).add(job)
+        columns = {"max_attempts": self._max_attempts, **retry_columns(ended)}
+        what = (volume_of(ended), ended.project_id, _attachment_id(ended))
+        return await detach_job(session, *what, force=ended.params["force"], **columns)
 
     async def abandon(self, session: AsyncSession, failed: FailedJobs) -> None:
         """Release the volumes; their holders still have them."""

@@ -100,7 +100,6 @@ class Services:
     webhooks: WebhookService
     overview: OverviewService
     volumes: VolumeService
-    volume_names: VolumeNames
     volume_history: VolumeHistory
     attachments: AttachmentService
     snapshots: SnapshotService
@@ -121,6 +120,11 @@ class Services:
     def many_jobs(self) -> ManyJobs:
         """What changes all jobs that match."""
         return ManyJobs(self.database, self.jobs)
+
+    @property
+    def volume_names(self) -> VolumeNames:
+        """The names of volumes, for lists."""
+        return VolumeNames(self.database)
 
     @property
     def freezer(self) -> Freezer:
@@ -277,8 +281,9 @@ def compose(
     settings: Settings, database: Database, queue: JobQueue, backends: Backends, installation: UUID
 ) -> Services:
     """Build the services on an open database, queue and backends."""
-    directory, freezer = BackendDirectory(database), Freezer(database, queue, lease=settings.lease_seconds)
-    snapshots = SnapshotService(database, queue, directory, max_attempts=settings.max_attempts)
+    attempts, lease = settings.max_attempts, settings.lease_seconds
+    directory, freezer = BackendDirectory(database), Freezer(database, queue, lease=lease)
+    snapshots = SnapshotService(database, queue, directory, max_attempts=attempts)
     operations = _bulk_operations(database, backends, snapshots, freezer)
     bulk = _bulk(settings, database, queue, operations)
     job_handlers = handlers(settings, database, backends, bulk, freezer)
@@ -295,11 +300,10 @@ def compose(
         projects=ProjectService(database),
         audit=AuditLog(database),
         webhooks=WebhookService(database, queue, hosts=settings.webhook_hosts),
-        overview=OverviewService(database, lease=settings.lease_seconds),
+        overview=OverviewService(database, lease=lease),
         volumes=_volumes(settings, database, queue, directory),
-        volume_names=VolumeNames(database),
         volume_history=VolumeHistory(database),
-        attachments=_attachments(settings, database, queue),
+        attachments=AttachmentService(database, queue, max_attempts=attempts, lease=lease),
         snapshots=snapshots,
         bulk=bulk,
         actions=actions,
@@ -309,7 +313,7 @@ def compose(
         handlers=job_handlers,
         retry_policy=RetryPolicy(settings.retry_seconds),
         watcher=Watcher(database, queue),
-        workers=WorkerDirectory(database, lease=settings.lease_seconds),
+        workers=WorkerDirectory(database, lease=lease),
         stats=StatsCache(database),
         retention=_retention(settings, database),
         fence_retention=FenceRetention(database, backends, days=settings.keep_jobs_days),
@@ -319,10 +323,6 @@ def compose(
 def _volumes(settings: Settings, database: Database, queue: JobQueue, directory: BackendDirectory) -> VolumeService:
     attempts = settings.max_attempts
     return VolumeService(database, queue, directory, max_attempts=attempts, refuse_delete=refuse_if_it_has_snapshots)
-
-
-def _attachments(settings: Settings, database: Database, queue: JobQueue) -> AttachmentService:
-    return AttachmentService(database, queue, max_attempts=settings.max_attempts, lease=settings.lease_seconds)
 
 
 def _bulk(

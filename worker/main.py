@@ -19,6 +19,7 @@ from uuid_utils.compat import uuid7
 
 from domain.db.database import CLOSE_TIMEOUT
 from domain.errors import CisternError, DatabaseUnavailable
+from domain.jobs.engine import JobEngine
 from domain.jobs.kinds import JobHandlers, JobKind
 from domain.jobs.model import Worker
 from domain.jobs.transport.job_queue import FUNCTION_NAME, JobQueue, QueueKeys, deserialize, message_from, serialize
@@ -81,20 +82,10 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
         announcing = services.registry.run_forever(worker.id, worker.host)
         performer = AttemptPerformer(handlers, services.retry_policy)
         runner = Runner(engine, services.queue, performer, slots=settings.max_jobs)
-        liveness_file = LivenessFile.open(settings.heartbeat_file)
-        stall = StallLimits(settings.stall_seconds, settings.blocking_call_seconds)
-        heartbeat = Heartbeat(
-            engine,
-            runner.running,
-            lease=settings.lease_seconds,
-            stall=stall,
-            min_timeout=settings.heartbeat_timeout_seconds,
-            liveness_file=liveness_file,
-        )
+        heartbeat, detector = watchers(settings, engine, runner)
         maintenance = Maintenance(
             services.maintenance_tasks(engine).due, heartbeat, services.retention.prune, interval=settings.sweep_seconds
         )
-        detector = StallDetector(runner.running, stall=stall, slots=settings.max_jobs)
         loops = (heartbeat, maintenance, detector, services.fence_retention, services.volume_history)
         async with (
             serving_if_set(settings.metrics) as recorder,
@@ -109,6 +100,20 @@ async def open_worker(settings: Settings) -> AsyncIterator[Runner]:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 await engine.deregister()
                 await services.registry.withdraw(worker.id)
+
+
+def watchers(settings: Settings, engine: JobEngine, runner: Runner) -> tuple[Heartbeat, StallDetector]:
+    """Return what renews the leases of a worker's jobs, and what finds those that hang."""
+    stall = StallLimits(settings.stall_seconds, settings.blocking_call_seconds)
+    heartbeat = Heartbeat(
+        engine,
+        runner.running,
+        lease=settings.lease_seconds,
+        stall=stall,
+        min_timeout=settings.heartbeat_timeout_seconds,
+        liveness_file=LivenessFile.open(settings.heartbeat_file),
+    )
+    return heartbeat, StallDetector(runner.running, stall=stall, slots=settings.max_jobs)
 
 
 def arq_settings(settings: Settings, keys: QueueKeys) -> dict[str, Any]:

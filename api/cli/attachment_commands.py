@@ -3,18 +3,15 @@
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 
-from api.cli.client import ApiCallFailed, CommandFailed, JsonObject
+from api.cli.client import CommandFailed, JsonObject, when_free
 from api.cli.columns import ATTACHMENTS, NODES, error_text
 from api.cli.lookup import VOLUME, find_id, path_of
 from api.cli.session import Session, command, confirm, new_group
 from domain.jobs.states import ENDED, JobStatus
-
-#: Number of jobs that are waited for, one after the other, because they hold the volume.
-_MAX_WAITS: Final = 10
 
 Node = Annotated[
     str,
@@ -94,7 +91,7 @@ def _attachment(session: Session, what: str, node: str) -> JsonObject:
     """Find the attachment that a directory or a volume means.
 
     Raises:
-        CommandFailed: there is none, or several.
+        CommandFailed: no attachment matches, or several do.
     """
     found: Sequence[JsonObject]
     if "/" in what or what in (".", ".."):
@@ -118,23 +115,19 @@ def _ended(session: Session, method: str, path: str, body: Any = None, **request
     Raises:
         CommandFailed: the job has not succeeded.
     """
-    for _ in range(_MAX_WAITS):
-        try:
-            job = session.api.call(method, path, body, **request)
-        except ApiCallFailed as error:
-            busy = error.problem.get("job_id")
-            if error.problem_code != "volume-busy" or busy is None:
-                raise
-            _wait(session, busy)
-            continue
-        job = _wait(session, job["id"])
-        if job["status"] == JobStatus.SUCCEEDED:
-            return job
+
+    def follow(job_id: str) -> None:
+        _wait(session, job_id)
+
+    requested = when_free(lambda: session.api.call(method, path, body, **request), follow)
+    job = _wait(session, requested["id"])
+    if job["status"] != JobStatus.SUCCEEDED:
         raise CommandFailed(error_text(job) or f"the job {job['id']} was cancelled")
-    raise CommandFailed("other jobs hold the volume again and again: `cistern jobs list` shows them")
+    return job
 
 
 def _wait(session: Session, job_id: str) -> JsonObject:
+    """Return a job at its end."""
     job: JsonObject = {}
     for job in session.api.changes(f"/jobs/{job_id}"):
         if job["status"] in ENDED:

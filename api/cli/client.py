@@ -12,6 +12,8 @@ from api.cli.key_file import authorization
 from domain.errors import CisternError, ConfigurationError
 
 _PAGE_SIZE: Final = 200
+#: The codes of requests that are refused as long as another job, which the problem names, holds their volume.
+_BUSY: Final = frozenset({"volume-busy", "snapshot-busy"})
 #: Seconds that a poll asks the server to wait (`Prefer: wait=N`), and that the client waits while the API is away.
 _POLL_SECONDS: Final = 1
 #: Minimum pause between two polls, for servers that ignore `Prefer`.
@@ -36,13 +38,13 @@ class ApiCallFailed(CommandFailed):
     code = "call-failed"
 
     def __init__(self, message: str, problem: "JsonObject | None" = None) -> None:
-        """Take the problem in the response, None if there is none."""
+        """Create the error; ``problem`` is that of the response, None if it has none."""
         super().__init__(message)
         self.problem = problem or {}
 
     @property
     def problem_code(self) -> str:
-        """The code of the problem in the response; empty if there is none."""
+        """The code of the problem, or an empty text."""
         return str(self.problem.get("code", ""))
 
 
@@ -144,6 +146,24 @@ class ApiClient:
             if isinstance(body, ApiObject):
                 return body
         raise ApiCallFailed(f"the server at {self._client.base_url} is not Cistern's API")
+
+
+def when_free(request: Callable[[], JsonObject], follow: Callable[[str], None]) -> JsonObject:
+    """Return the response to a request for a job; while another job is in the way, follow that one and try again.
+
+    ``follow`` waits for the job with this id, and raises an error when that has taken long enough.
+
+    Raises:
+        ApiCallFailed: the request is refused for another reason.
+    """
+    while True:
+        try:
+            return request()
+        except ApiCallFailed as error:
+            job_id = error.problem.get("job_id")
+            if error.problem_code not in _BUSY or job_id is None:
+                raise
+        follow(job_id)
 
 
 def open_api(url: str, **options: float) -> ApiClient:

@@ -3,10 +3,11 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from api.cli.client import ApiCallFailed, ApiClient, JsonObject
+from api.cli.client import ApiCallFailed, ApiClient, JsonObject, when_free
 from api.csi.errors import at_work, job_failure
 from domain.jobs.states import ENDED, JobStatus
 
@@ -15,7 +16,6 @@ PATIENCE_SECONDS: Final = 3.0
 #: Limit for each request to the API, which it may hold for as long as the patience.
 REQUEST_SECONDS: Final = PATIENCE_SECONDS + 2
 _PAUSE_SECONDS: Final = 0.1
-_BUSY: Final = ("volume-busy", "snapshot-busy")
 
 
 class Api:
@@ -51,15 +51,12 @@ class Api:
         Raises:
             CallRejected: the job has failed, or one of the two is still at work.
         """
-        while True:
-            try:
-                return self.succeeded(self._client.call(method, path, body, headers=self._preference()))
-            except ApiCallFailed as error:
-                if error.problem_code not in _BUSY or error.problem.get("job_id") is None:
-                    raise
-                busy = str(error.problem["job_id"])
-            self.ended(busy)
-            self.wait(busy)  # until what it held is free: its end is recorded, or about to be
+        request = partial(self._client.call, method, path, body)
+        return self.succeeded(when_free(lambda: request(headers=self._preference()), self._follow))
+
+    def _follow(self, job_id: str) -> None:
+        self.ended(job_id)
+        self.wait(job_id)  # until what it held is free: its end is recorded, or about to be
 
     def succeeded(self, job: JsonObject) -> JsonObject:
         """Wait for the success of a job.

@@ -104,7 +104,7 @@ def at_work(job_id: object) -> CallRejected:
 
 def job_failure(job: JsonObject) -> CallRejected:
     """Return the error of a call whose job has not succeeded."""
-    error = job["error"] or {"code": job["status"], "detail": "somebody cancelled it"}
+    error = job["error"] or {"code": job["status"], "detail": "it was cancelled"}
     status = JOB_STATUS.get(error["code"], StatusCode.INTERNAL)
     if job["error"] is None:
         status = StatusCode.ABORTED

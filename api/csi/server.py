@@ -80,5 +80,5 @@ async def serving(
 def _socket_path(endpoint: str) -> Path:
     path = Path(endpoint.removeprefix(_SCHEME))
     if not endpoint.startswith(_SCHEME) or not path.is_absolute():
-        raise ConfigurationError(f"--endpoint {endpoint}: it must be unix:///PATH; elsewhere anybody could call")
+        raise ConfigurationError(f"--endpoint {endpoint}: it must be unix:///PATH: every user could call another one")
     return path

@@ -6,7 +6,7 @@ from contextlib import suppress
 from threading import Event
 from typing import Any, Final, TypeVar
 
-from api.cli.client import ApiCallFailed, ApiClient, ApiUnreachable, JsonObject
+from api.cli.client import ApiCallFailed, ApiClient, ApiUnreachable, JsonObject, when_free
 from api.docker_plugin.errors import PluginError, PluginStopping
 from domain.jobs.states import ENDED, JobStatus
 
@@ -97,27 +97,22 @@ class Calls:
             PluginError: another operation has held the volume until the deadline.
         """
         pauses = Pauses(self._stopping)
-        while True:
-            try:
-                job = self.send(deadline, lambda api: api.call(method, path, body, headers=headers or {}))
-                return self.job_at_end(deadline, job["id"])
-            except ApiCallFailed as error:
-                if error.problem_code != "volume-busy":
-                    raise
-                self._await_other_job(deadline, error)
+
+        def follow(job_id: str) -> None:
+            self.job_at_end(deadline, job_id)
+            if not deadline.seconds_left:
+                raise PluginError(f"the job {job_id} still holds the volume: try again when that has ended")
             pauses.pause(deadline)
+
+        def request() -> JsonObject:
+            return self.send(deadline, lambda api: api.call(method, path, body, headers=headers or {}))
+
+        return self.job_at_end(deadline, when_free(request, follow)["id"])
 
     def cancel(self, job_id: str) -> None:
         """Ask for the end of a job whose result is not wanted any more; that it has ended already does no harm."""
         with suppress(ApiCallFailed):
             self._api.call("POST", f"/jobs/{job_id}/cancel")
-
-    def _await_other_job(self, deadline: Deadline, error: ApiCallFailed) -> None:
-        job_id = error.problem.get("job_id")
-        if job_id is not None:
-            self.job_at_end(deadline, job_id)
-        if not deadline.seconds_left:
-            raise PluginError(f"{error.message}: try again when that has ended") from error
 
 
 def has_ended(job: JsonObject) -> bool:

@@ -104,9 +104,9 @@ class SnapshotOut(BaseModel):
     schedule_id: UUID | None = Field(description="The schedule that took it, and that may delete it under its rules.")
     labels: Labels
     consistency: Consistency | None = Field(
-        description="`application`: nothing was being written, since nobody had the volume open, or its file system was"
-        " frozen. `crash`: of one moment while the volume was in use, as after a power cut. `copied`: copied while it"
-        " was in use, so the bytes may be of several moments. Null while it is being taken, and for those of earlier"
+        description="`application`: nothing was being written, since no process had the volume open, or its file system"
+        " was frozen. `crash`: of one moment while the volume was in use, as after a power cut. `copied`: copied while"
+        " it was in use, so the bytes may be of several moments. Null while it is being taken, and for those of earlier"
         " versions."
     )
     created_at: UtcDatetime

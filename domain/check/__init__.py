@@ -12,7 +12,7 @@ changes the rows of volumes and snapshots.
     leftover           a draft or trash that no job will publish or remove   swept
                        an intermediate snapshot of a clone that has ended    deleted
     no-job             in a state that ends in -ing, but held by no job      the state that a failed job would leave
-    not-attached       mounted on a node, but attached to nobody there       the record of the mount is removed
+    not-attached       mounted on a node, but without an attachment there       the record of the mount is removed
     not-held           a live job does not hold its volume or snapshot       failed; the job's kind releases the rest
     no-worker          a job whose lease ended long ago                      requeued
     items-unfinished   an ended bulk job with unfinished items               items failed with `lanes-lost`

@@ -87,7 +87,7 @@ class Attachments:
     async def _unused(self) -> list[_Repairable]:
         found: list[_Repairable] = []
         for volume_id, name, node in await self._read(_unused_mounts()):
-            problem = f"is recorded as mounted on node {node!r}, but is attached to nobody"
+            problem = f"is recorded as mounted on node {node!r}, but has no attachment"
             finding = Finding(CheckCode.NOT_ATTACHED, f"volume {volume_id}", problem, name=name)
             found.append((finding, partial(self._forget_mount, volume_id)))
         return found

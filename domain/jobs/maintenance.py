@@ -95,7 +95,7 @@ class JobMaintenance:
         return dispatched
 
     async def explain_waiting(self) -> int:
-        """Say in queued jobs that nobody serves their backend or node. Returns their number."""
+        """Say in queued jobs that no live process serves their backend or node. Returns their number."""
         async with self._database.transaction() as session:
             waiting = await DispatchRepository(session, self.kinds).explain_waiting(_PAGE_SIZE, lease=self._lease)
         await self._queue.announce(*waiting)

@@ -124,6 +124,13 @@ class Job(Owned):
         """The message that can claim it at its current epoch."""
         return JobMessage(self.id, self.epoch, self.backend, self.project_id)
 
+    def request_cancellation(self, *, at_once: bool) -> None:
+        """Write down that a user has cancelled the job, whose row is locked; ``at_once``: it has ended by that."""
+        self.version += 1
+        self.cancel_requested_at = func.now()
+        if at_once:
+            self.status, self.finished_at = JobStatus.CANCELLED, func.now()
+
     @property
     def ended(self) -> bool:
         """Whether the job has reached a final status."""

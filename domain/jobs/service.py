@@ -95,11 +95,9 @@ class JobService:
                 raise JobEnded(job_status=job.status)
             if job.parent_id is not None:
                 raise JobIsChild(job_id=job.parent_id)
-            job.version += 1
-            job.cancel_requested_at = func.now()
-            if job.status is JobStatus.QUEUED and job.started_at is None and job.kind in self._handlers:
-                job.status = JobStatus.CANCELLED
-                job.finished_at = func.now()
+            never_started = job.status is JobStatus.QUEUED and job.started_at is None and job.kind in self._handlers
+            job.request_cancellation(at_once=never_started)
+            if never_started:
                 await self._handlers[job.kind].abandon(session, [(ClaimedJob.from_row(job), None)])
             elif job.status is JobStatus.QUEUED:
                 # An earlier attempt may have left data on the storage: have a worker check now instead of at run_at.

@@ -71,11 +71,6 @@ class CheckedDriver:
             setattr(self, name, method)  # the next call finds it without coming here
         return method
 
-    async def filesystem_size(self, volume_id: UUID, filesystem: str) -> int | None:
-        """Return the size of a file system, None if it cannot be true."""
-        size = await self._inner.filesystem_size(volume_id, filesystem)
-        return size if is_stored_size(size) else None
-
     async def measure(self, volume_ids: Collection[UUID]) -> Mapping[UUID, Usage]:
         """Measure volumes; those whose size or use cannot be true are left out, as if they could not be measured."""
         found = await _measured("measure", self._inner.measure, volume_ids)

@@ -12,7 +12,7 @@ from domain.storage.errors import SnapshotTorn
 class Consistency(enum.StrEnum):
     """How the bytes of a snapshot belong together."""
 
-    #: Nothing was being written: nobody had the volume open for writing, or its file system was frozen.
+    #: Nothing was being written: no process had the volume open for writing, or its file system was frozen.
     APPLICATION = "application"
     #: Of one moment while the volume was in use, as after a power cut.
     CRASH = "crash"

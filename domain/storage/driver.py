@@ -32,7 +32,7 @@ class Taken(NamedTuple):
 
     ``shared``: it has the volume's bytes of one moment, however they were written meanwhile, as where blocks are
     shared. Otherwise they were copied one after the other.
-    ``was_open``: somebody had the volume open for writing; None if the driver cannot tell.
+    ``was_open``: another process had the volume open for writing; None if the driver cannot tell.
     ``was_frozen``: a node kept its file system from changing meanwhile. No driver knows that.
     """
 
@@ -139,20 +139,15 @@ class StorageDriver(Protocol):
 
         Raises:
             FilesystemFailed: it cannot be grown, for the reason in the message.
-            VolumeInUse: somebody has the volume open; nothing was changed.
+            VolumeInUse: another process has the volume open; nothing was changed.
         """
         _ = volume_id, filesystem, grant
-
-    async def filesystem_size(self, volume_id: UUID, filesystem: str) -> int | None:
-        """Return how many bytes of a volume its file system occupies; None if the volume has none of this kind."""
-        _ = volume_id, filesystem
-        return None
 
     async def delete(self, volume_id: UUID, grant: Grant) -> None:
         """Delete the volume but keep its fence. Succeed if the volume is absent.
 
         Raises:
-            VolumeInUse: somebody has it open, as far as the driver can tell; nothing was changed.
+            VolumeInUse: another process has it open, as far as the driver can tell; nothing was changed.
         """
 
     async def seal(self, volume_id: UUID, grant: Grant) -> int | None:
@@ -163,7 +158,7 @@ class StorageDriver(Protocol):
         """
 
     async def isolate(self, volume_id: UUID, grant: Grant) -> int:
-        """Bar from the volume whoever has it open, without asking: what they write from now on never reaches it.
+        """Cut off the processes that have the volume open: what they write from now on never reaches it.
 
         For a node that is lost and may come back. Return the size in bytes. A driver that knows who may write to a
         volume needs no more than to raise the fence, as here.
@@ -182,7 +177,7 @@ class StorageDriver(Protocol):
         """Keep the volume's bytes as they are now; never replace a snapshot.
 
         Raises:
-            SnapshotTorn: ``allow_torn`` is false, the bytes of one moment cannot be kept, and somebody writes.
+            SnapshotTorn: ``allow_torn`` is false, the bytes of one moment cannot be kept, and a process writes.
         """
 
     async def restore_snapshot(self, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int | None:
@@ -194,7 +189,7 @@ class StorageDriver(Protocol):
         Return the volume's new size in bytes, None if the backend stores no sizes.
 
         Raises:
-            VolumeInUse: somebody has it open, as far as the driver can tell; nothing was changed.
+            VolumeInUse: another process has it open, as far as the driver can tell; nothing was changed.
         """
 
     async def clone_snapshot(self, volume_id: UUID, snapshot_id: UUID, clone_id: UUID, size: int, grant: Grant) -> int:

@@ -75,7 +75,7 @@ class SnapshotMissing(PermanentStorageError):
 
 
 class VolumeInUse(PermanentStorageError):
-    """Somebody on the worker's host has the volume's file open."""
+    """A process or a loop device on the worker's host has the volume's file open."""
 
     code = "volume-in-use"
 

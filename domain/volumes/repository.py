@@ -194,7 +194,7 @@ class VolumeRepository:
         Raises:
             VolumeNotFound: no such volume.
             VolumeBusy, VolumeUnusable: it cannot move to ``state`` now.
-            VolumeAttached: its bytes would be replaced or removed while somebody uses them.
+            VolumeAttached: its bytes would be replaced or removed while a holder uses them.
         """
         volume = await self.lock(volume_id, project_id)
         require_move(volume, state)

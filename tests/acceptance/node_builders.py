@@ -15,7 +15,7 @@ from domain.volumes.attachments.model import Attachment, AttachmentState
 from domain.volumes.attachments.service import NewAttachment
 from domain.volumes.service import NewVolume
 from tests.acceptance.cluster import Cluster
-from tests.acceptance.waiting import TIMEOUT_SECONDS, ended
+from tests.acceptance.waiting import TIMEOUT_SECONDS, ended, exit_code
 from tests.integration.host_builders import MIB, cleaned_up, devices_of, mounted_at, require_loop_devices, require_tools
 from tests.integration.job_builders import sql, volume_row
 from tests.support.forked import Process
@@ -62,6 +62,14 @@ class OneNode:
                 assert agent.poll() in (None, -signal.SIGKILL)
                 await asyncio.sleep(0.02)
         return agent
+
+    async def start_with_the_volume(self, transition: str) -> Process:
+        """Let one agent attach the volume and stop, and start another one, which kills itself at the transition."""
+        first = await self.start()
+        await self.attach()
+        first.send_signal(signal.SIGTERM)
+        assert await exit_code(first) == 0
+        return await self.start(transition)
 
     async def _is_known(self, pid: int) -> bool:
         rows = await sql(self.services, f"SELECT 1 FROM workers WHERE pid = {pid}")

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import wraps
+from inspect import iscoroutinefunction
 from itertools import count
 from typing import Any
 
@@ -89,33 +90,30 @@ def flush() -> None:
     client.close()
 
 
-def arm(transition: str, fault: Callable[[], None]) -> None:
-    """Wrap the method of the transition so that the fault occurs there."""
-    tables = TRANSITIONS | CLONING_TRANSITIONS | BULK_TRANSITIONS | MEASURING_TRANSITIONS
-    owner, name, moment = tables[transition]
+def arm(owner: type, name: str, moment: str, fault: Callable[[], None]) -> None:
+    """Wrap a method so that the fault occurs before or after it."""
     original, calls = getattr(owner, name), count()
 
-    if name in ("write", "on_published"):
-
-        @wraps(original)
-        def with_fault(*args: Any, **kwargs: Any) -> Any:
-            if next(calls) >= _PASSED.get(moment, 0):
-                fault()
-            return original(*args, **kwargs)
-
-        setattr(owner, name, with_fault)
-        return
-
-    @wraps(original)
-    async def with_fault_async(*args: Any, **kwargs: Any) -> Any:
-        if moment == "before":
+    def begin() -> None:
+        if moment == "before" or (moment in _PASSED and next(calls) >= _PASSED[moment]):
             fault()
-        result = await original(*args, **kwargs)
+
+    def end(result: Any) -> Any:
         if moment == "after" or (moment == "if true" and result):
             fault()
         return result
 
-    setattr(owner, name, with_fault_async)
+    @wraps(original)
+    def with_fault(*args: Any, **kwargs: Any) -> Any:
+        begin()
+        return end(original(*args, **kwargs))
+
+    @wraps(original)
+    async def with_fault_async(*args: Any, **kwargs: Any) -> Any:
+        begin()
+        return end(await original(*args, **kwargs))
+
+    setattr(owner, name, with_fault_async if iscoroutinefunction(original) else with_fault)
 
 
 def disarm(guard: str) -> None:
@@ -150,7 +148,9 @@ if __name__ == "__main__":
     if "SABOTAGE_KIND" in os.environ:
         forget_kind(os.environ["SABOTAGE_KIND"])
     if "SABOTAGE_TRANSITION" in os.environ:
-        arm(os.environ["SABOTAGE_TRANSITION"], {"kill": kill, "flush": flush}[os.environ["SABOTAGE_FAULT"]])
+        tables = TRANSITIONS | CLONING_TRANSITIONS | BULK_TRANSITIONS | MEASURING_TRANSITIONS
+        fault = {"kill": kill, "flush": flush}[os.environ["SABOTAGE_FAULT"]]
+        arm(*tables[os.environ["SABOTAGE_TRANSITION"]], fault)
     for guard in filter(None, os.environ.get("SABOTAGE_WITHOUT", "").split(",")):
         disarm(guard)
     main()

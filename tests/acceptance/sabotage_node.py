@@ -1,14 +1,12 @@
 """A node's agent that kills itself at one transition; ``SABOTAGE_TRANSITION`` is a key of the table below."""
 
 import os
-from functools import wraps
-from typing import Any
 
 from domain.jobs.engine import JobEngine
 from domain.jobs.transport.job_queue import JobQueue
 from domain.volumes.attachments.freezing import FreezeAnswers
 from domain.volumes.attachments.node_volumes import NodeVolumes
-from tests.acceptance.sabotage import kill
+from tests.acceptance.sabotage import arm, kill
 from tests.acceptance.scale import LONG
 from worker.node.host.freeze import Freeze
 from worker.node.host.loop_devices import LoopDevices
@@ -21,7 +19,7 @@ Transitions = dict[str, tuple[type, str, str]]
 
 _JOB: Transitions = {
     "before the claim": (Runner, "claim", "before"),
-    "after the claim": (JobEngine, "claim", "after"),
+    "after the claim": (JobEngine, "claim", "if true"),
     "before the commit": (JobEngine, "_record_effects", "after"),
     "after the commit": (JobQueue, "announce", "before"),
 }
@@ -65,33 +63,6 @@ def chosen(transitions: Transitions) -> list[str]:
     return [name for name in transitions if LONG or name in _SHORT]
 
 
-ASYNC = {"claim", "_record_effects", "announce", "report", "is_released"}
-
-
-def arm(owner: type, name: str, moment: str) -> None:
-    """Wrap a method so that this process dies before or after it."""
-    original = getattr(owner, name)
-
-    @wraps(original)
-    def fatal(*args: Any, **kwargs: Any) -> Any:
-        if moment == "before":
-            kill()
-        result = original(*args, **kwargs)
-        kill()
-        return result
-
-    @wraps(original)
-    async def fatal_async(*args: Any, **kwargs: Any) -> Any:
-        if moment == "before":
-            kill()
-        result = await original(*args, **kwargs)
-        if result is not None or name != "claim":
-            kill()
-        return result
-
-    setattr(owner, name, fatal_async if name in ASYNC else fatal)
-
-
 if __name__ == "__main__":
-    arm(*(ATTACH | DETACH | GROW | FREEZE)[os.environ["SABOTAGE_TRANSITION"]])
+    arm(*(ATTACH | DETACH | GROW | FREEZE)[os.environ["SABOTAGE_TRANSITION"]], kill)
     main()

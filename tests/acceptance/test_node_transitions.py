@@ -36,11 +36,7 @@ async def test_an_agent_killed_at_any_step_of_detaching_leaves_nothing_attached(
     cluster: Cluster, place: Path, transition: str
 ) -> None:
     async with one_node(cluster) as node:
-        first = await node.start()
-        await node.attach()
-        first.send_signal(signal.SIGTERM)
-        assert await exit_code(first) == 0
-        victim = await node.start(transition)
+        victim = await node.start_with_the_volume(transition)
         job = await node.request_detach()
         assert await exit_code(victim) == -signal.SIGKILL
         await node.start()
@@ -54,11 +50,7 @@ async def test_an_agent_killed_at_any_step_of_a_growth_leaves_it_to_the_next_one
     cluster: Cluster, place: Path, transition: str
 ) -> None:
     async with one_node(cluster) as node:
-        first = await node.start()
-        await node.attach()
-        first.send_signal(signal.SIGTERM)
-        assert await exit_code(first) == 0
-        victim = await node.start(transition)
+        victim = await node.start_with_the_volume(transition)
         await ended(node.services, (await node.services.volumes.request_expand(node.volume_id, Growth(to=GROWN))).id)
         assert await exit_code(victim) == -signal.SIGKILL
         await node.start()
@@ -76,11 +68,7 @@ async def test_an_agent_killed_at_any_step_of_a_freeze_leaves_nothing_frozen(
     cluster: Cluster, place: Path, transition: str
 ) -> None:
     async with one_node(cluster) as node:
-        first = await node.start()
-        await node.attach()
-        first.send_signal(signal.SIGTERM)
-        assert await exit_code(first) == 0
-        victim = await node.start(transition)
+        victim = await node.start_with_the_volume(transition)
         async with node.services.freezer.frozen(node.volume_id) as freeze:
             pass
         assert await exit_code(victim) == -signal.SIGKILL

@@ -110,3 +110,11 @@ def place(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def host(place: Path) -> HostOperations:
     return HostOperations(place / "mounts")
+
+
+def filesystem_size(host: HostOperations) -> int | None:
+    """Return how large the mounted file system of the volume believes its device to be, in bytes."""
+    path = host.mounted_path(VOLUME)
+    mount = mountinfo.read().at(str(path))
+    assert mount is not None
+    return filesystems.mounted_size(path, Path(mount.source), mount.filesystem)

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from domain.check import attachments as check_attachments
 from domain.db.base import DEFAULT_PROJECT
 from domain.errors import UnknownNode, VolumeAttached
 from domain.jobs.model import Job
-from domain.services import Services, open_services
+from domain.services import Services
 from domain.settings import Settings
 from domain.volumes.attachments.model import Attachment, Mode
 from domain.volumes.attachments.service import NewAttachment
@@ -23,36 +23,16 @@ from tests.integration.conftest import RunningWorker
 from tests.integration.host_builders import MIB, require_tools
 from tests.integration.host_builders import place as place  # noqa: PLC0414 (a fixture)
 from tests.integration.job_builders import an_engine, row, sql, volume_row
+from tests.integration.node_fixtures import NODE
+from tests.integration.node_fixtures import host as host  # noqa: PLC0414 (a fixture)
+from tests.integration.node_fixtures import node_settings as node_settings  # noqa: PLC0414 (a fixture)
+from tests.integration.node_fixtures import services as services  # noqa: PLC0414 (a fixture)
 from tests.integration.snapshot_builders import a_stored_volume, done
 from tests.support.node import attachments_of, running_node
 from worker.node.host.errors import HostFailed
 from worker.node.host.filesystems import FilesystemUsage
 from worker.node.host.host import Host
 from worker.node.host.operations import HostOperations
-
-NODE = "web-1"
-
-
-@pytest.fixture
-def node_settings(settings: Settings, place: Path) -> Settings:
-    """Settings of a node and of a worker on the same host, with volumes in files."""
-    backends = {"disk": f"file:{place}/volumes"}
-    return settings.model_copy(update={"backends": backends, "node": NODE, "node_dir": place / "mounts"})
-
-
-@pytest.fixture
-async def services(node_settings: Settings) -> AsyncIterator[Services]:
-    async with open_services(node_settings, adopt=True) as services:
-        yield services
-
-
-@pytest.fixture
-def host(node_settings: Settings) -> Iterator[Host]:
-    """This host; what is still attached at the end is let go of."""
-    operations = HostOperations(node_settings.node_dir)
-    yield Host(node_settings.node_dir)
-    for volume in operations.found():
-        operations.release_lost(volume.volume_id)
 
 
 async def a_formatted_volume(services: Services, filesystem: str = "xfs", size: int = 320 * MIB) -> Volume:
@@ -173,7 +153,7 @@ async def test_a_freeze_holds_writes_back_until_the_worker_is_done(
             done_while_frozen, _ = await asyncio.wait({writing}, timeout=0.5)
         await writing
 
-        assert (freeze.is_mounted, freeze.was_held, done_while_frozen) == (True, True, set())
+        assert (freeze.is_frozen, freeze.was_held, done_while_frozen) == (True, True, set())
         assert (mounted / "file").read_text() == "data"
         await detach(services, volume)
 
@@ -182,7 +162,7 @@ async def test_a_volume_that_is_not_mounted_need_not_be_frozen(services: Service
     volume = await a_stored_volume(services, size=MIB, backend="disk")
     async with services.freezer.frozen(volume.id) as freeze:
         pass
-    assert (freeze.is_mounted, freeze.was_held) == (False, False)
+    assert (freeze.is_frozen, freeze.was_held) == (False, False)
 
 
 async def test_a_node_that_comes_back_has_its_volumes_again(

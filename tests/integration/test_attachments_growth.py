@@ -1,14 +1,11 @@
 """Autogrow of volumes with file systems: by what the node reports, not by the blocks of their files."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import UUID
 
-import pytest
-
 from domain.bulk.expand import BulkExpandRequest, VolumePolicies
-from domain.services import Services, open_services
+from domain.services import Services
 from domain.settings import Settings
 from domain.volumes.attachments.service import NewAttachment
 from domain.volumes.service import NewVolume
@@ -17,37 +14,16 @@ from tests.integration.conftest import RunningWorker
 from tests.integration.host_builders import MIB, require_tools
 from tests.integration.host_builders import place as place  # noqa: PLC0414 (a fixture)
 from tests.integration.job_builders import volume_row
+from tests.integration.node_fixtures import NODE
+from tests.integration.node_fixtures import host as host  # noqa: PLC0414 (a fixture)
+from tests.integration.node_fixtures import node_settings as node_settings  # noqa: PLC0414 (a fixture)
+from tests.integration.node_fixtures import services as services  # noqa: PLC0414 (a fixture)
 from tests.integration.snapshot_builders import done
 from tests.support.node import attachments_of, running_node
 from worker.node.host.host import Host
-from worker.node.host.operations import HostOperations
 
-NODE = "web-1"
 SIZE, LIMIT = 64 * MIB, 1024 * MIB
 AUTOGROW = {"usage_above": 80, "percent": 50, "up_to": LIMIT}
-
-
-@pytest.fixture
-def node_settings(settings: Settings, place: Path) -> Settings:
-    """Settings of a node and of a worker on the same host, with volumes in files."""
-    require_tools("mkfs.ext4")
-    backends = {"disk": f"file:{place}/volumes"}
-    return settings.model_copy(update={"backends": backends, "node": NODE, "node_dir": place / "mounts"})
-
-
-@pytest.fixture
-async def services(node_settings: Settings) -> AsyncIterator[Services]:
-    async with open_services(node_settings, adopt=True) as services:
-        yield services
-
-
-@pytest.fixture
-def host(node_settings: Settings) -> Iterator[Host]:
-    """This host; what is still attached at the end is let go of."""
-    yield Host(node_settings.node_dir)
-    operations = HostOperations(node_settings.node_dir)
-    for volume in operations.found():
-        operations.release_lost(volume.volume_id)
 
 
 async def a_volume(services: Services, name: str, **autogrow: object) -> tuple[UUID, Path]:
@@ -87,6 +63,7 @@ def use_all_inodes(directory: Path) -> None:
 async def test_autogrow_follows_the_file_system_and_not_the_blocks_of_its_file(
     services: Services, node_settings: Settings, host: Host, place: Path, running_worker: RunningWorker
 ) -> None:
+    require_tools("mkfs.ext4")
     async with running_worker(node_settings), running_node(node_settings, host):
         volumes = {
             "emptied": await a_volume(services, "emptied"),

@@ -106,7 +106,7 @@ async def test_mount_without_an_attachment_is_forgotten(services: Services) -> N
 
     [line] = await lines(services)
     assert line.startswith("not-attached  volume ")
-    assert "is recorded as mounted on node 'web-1', but is attached to nobody" in line
+    assert "is recorded as mounted on node 'web-1', but has no attachment" in line
     assert await repair_all(services) == ["not-attached"]
     assert await rows(services, "mounts") == []
 

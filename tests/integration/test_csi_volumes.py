@@ -1,7 +1,7 @@
 """The CSI plugin beside the real API, a worker and a node: bytes and sizes in mounted file systems, each call twice."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -14,40 +14,20 @@ from api.cli.client import ApiClient
 from api.cli.http import HttpClient
 from api.csi import csi_pb2 as csi
 from api.csi.server import serving
-from domain.services import Services, open_services
 from domain.settings import Settings
 from tests.integration.conftest import RunningWorker
 from tests.integration.host_builders import MIB, require_tools
 from tests.integration.host_builders import place as place  # noqa: PLC0414 (a fixture)
+from tests.integration.node_fixtures import NODE
+from tests.integration.node_fixtures import host as host  # noqa: PLC0414 (a fixture)
+from tests.integration.node_fixtures import node_settings as node_settings  # noqa: PLC0414 (a fixture)
+from tests.integration.node_fixtures import services as services  # noqa: PLC0414 (a fixture)
 from tests.support import keys, servers
 from tests.support.node import running_node
 from tests.unit.csi_client import STUBS, from_snapshot, mount, new_volume, size
 from worker.node.host.host import Host
-from worker.node.host.operations import HostOperations
 
-NODE = "web-1"
 SIZE = 320 * MIB
-
-
-@pytest.fixture
-def node_settings(settings: Settings, place: Path) -> Settings:
-    backends = {"disk": f"file:{place}/volumes"}
-    return settings.model_copy(update={"backends": backends, "node": NODE, "node_dir": place / "mounts"})
-
-
-@pytest.fixture
-async def services(node_settings: Settings) -> AsyncIterator[Services]:
-    async with open_services(node_settings, adopt=True) as services:
-        yield services
-
-
-@pytest.fixture
-def host(node_settings: Settings) -> Iterator[Host]:
-    """This host; what is still attached at the end is let go of."""
-    operations = HostOperations(node_settings.node_dir)
-    yield Host(node_settings.node_dir)
-    for volume in operations.found():
-        operations.release_lost(volume.volume_id)
 
 
 @pytest.fixture

@@ -156,7 +156,6 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         "generation": "1",
         "device": "'/dev/loop0'",
         "path": "NULL",
-        "reported_at": "NULL",
         "freeze_id": "NULL",
         "freeze_until": "NULL",
         "freeze_state": "NULL",

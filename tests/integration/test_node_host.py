@@ -16,6 +16,7 @@ from tests.integration.host_builders import (
     VOLUME,
     devices_of,
     enlarge,
+    filesystem_size,
     mounted_at,
     require_tools,
     volume_file,
@@ -84,7 +85,7 @@ def test_a_file_system_grows_with_its_file_when_it_is_attached_again(
     attached = host.attach(file, VOLUME, filesystem)
 
     assert (attached.grown_to, attached.growth_error) == (size, None)
-    assert host.filesystem_size(VOLUME) == size
+    assert filesystem_size(host) == size
     assert host.usage(VOLUME).size > before.size + 100 * MIB
     assert (host.mount_path(VOLUME) / "kept").read_text() == "kept"
 
@@ -99,7 +100,7 @@ def test_a_mounted_file_system_grows_with_its_file(host: HostOperations, place: 
 
     assert host.grow(VOLUME, filesystem) == size
     assert host.grow(VOLUME, filesystem) == size
-    assert host.filesystem_size(VOLUME) == size
+    assert filesystem_size(host) == size
     assert host.usage(VOLUME).size > before.size + 100 * MIB
 
 
@@ -117,7 +118,7 @@ def test_the_refusal_of_a_mounted_ext4_to_grow_is_said_in_the_words_of_the_tool(
             host.grow(VOLUME, "ext4")
         host.detach(VOLUME)
         assert host.attach(file, VOLUME, "ext4").grown_to == size
-    assert host.filesystem_size(VOLUME) == size
+    assert filesystem_size(host) == size
 
 
 def test_an_ext4_that_cannot_be_checked_is_attached_as_it_is_with_the_reason(host: HostOperations, place: Path) -> None:
@@ -263,7 +264,7 @@ def test_a_volume_that_has_grown_while_the_agent_was_away_is_grown_when_it_is_at
     size = enlarge(file, 64 * MIB)
 
     assert host.attach(file, VOLUME, "xfs").grown_to == size
-    assert host.filesystem_size(VOLUME) == size
+    assert filesystem_size(host) == size
 
 
 def test_two_nodes_on_one_host_never_share_a_file(place: Path) -> None:

@@ -12,6 +12,7 @@ from tests.integration.host_builders import (
     VOLUME,
     devices_of,
     enlarge,
+    filesystem_size,
     mounted_at,
     mounts_below,
     volume_file,
@@ -85,7 +86,7 @@ def test_an_operation_that_was_killed_at_any_step_is_repeated_to_the_same_end(
         assert was_killed or (operation == "attach" and step >= steps - 4), step
         if operation == "attach":
             assert host.attach(file, VOLUME, "ext4").grown_to == size
-            assert host.filesystem_size(VOLUME) == size
+            assert filesystem_size(host) == size
             assert len(devices_of(file)) == 1
             assert len(mounted_at(host.mount_path(VOLUME))) == 1
             host.detach(VOLUME)

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 from domain.storage.context import Fence, Grant
 from domain.storage.file.driver import FileDriver
+from domain.storage.file.superblock import filesystem_size
 
 MIB = 1024 * 1024
 VOLUME, SNAPSHOT, CLONE = (UUID(f"01890000-0000-7000-8000-00000000000{last}") for last in "123")
@@ -85,3 +86,9 @@ def failing(number: int) -> Callable[..., NoReturn]:
         raise OSError(number, os.strerror(number))
 
     return fail
+
+
+def stored_size(driver: FileDriver, filesystem: str) -> int | None:
+    """Return the size in bytes that the file system of the volume has, None if it has no such one."""
+    with data(driver).open("rb") as file:
+        return filesystem_size(file.fileno(), filesystem)

@@ -1,6 +1,5 @@
 """The volume plugin, called as Docker and Podman call it, on a stand-in for the API."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,28 +7,14 @@ import pytest
 
 from api.docker_plugin import driver
 from api.docker_plugin.attachments import PODMAN_ID
-from tests.support.attachment_api import CREATED_AT, AttachmentApi, Refused, serve
+from tests.support.attachment_api import CREATED_AT, AttachmentApi, Refused
 from tests.support.docker_plugin import NODE, Engine, plugin
+from tests.unit.docker_plugin_fixtures import api as api  # noqa: PLC0414 (a fixture)
+from tests.unit.docker_plugin_fixtures import engine as engine  # noqa: PLC0414 (a fixture)
+from tests.unit.docker_plugin_fixtures import url as url  # noqa: PLC0414 (a fixture)
 
 GIB = 1 << 30
 PODMAN = f"docker:{PODMAN_ID}"
-
-
-@pytest.fixture
-def api(tmp_path: Path) -> AttachmentApi:
-    return AttachmentApi(tmp_path, page_size=2)
-
-
-@pytest.fixture
-def url(api: AttachmentApi) -> Iterator[str]:
-    with serve(api) as url:
-        yield url
-
-
-@pytest.fixture
-def engine(url: str, tmp_path: Path) -> Iterator[Engine]:
-    with plugin(url, tmp_path) as engine:
-        yield engine
 
 
 def named(name: str) -> dict[str, str]:

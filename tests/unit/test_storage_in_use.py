@@ -52,7 +52,7 @@ def leased(path: Path) -> Iterator[int]:
     """Hold the lease that the driver holds while it replaces a file."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        with leases.opened_by_nobody_else(handle, path, attempt()):
+        with leases.held_exclusively(handle, path, attempt()):
             yield handle
     finally:
         os.close(handle)

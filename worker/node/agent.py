@@ -109,4 +109,5 @@ class NodeAgent:
     async def release(self, volume_id: UUID) -> None:
         """Let go of a volume that this node has no longer, even if processes use it."""
         lost = await self._host.release_lost(volume_id)
-        log.warning("node.released", volume_id=str(volume_id), is_gone=lost.is_gone, problems=lost.problems)
+        ends = {"is_gone": lost.is_gone, "writes_stopped": lost.writes_stopped, "problems": lost.problems}
+        log.warning("node.released", volume_id=str(volume_id), **ends)

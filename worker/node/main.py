@@ -23,14 +23,12 @@ from domain.logs import configure_logging
 from domain.prometheus import serving_if_set
 from domain.services import Services, open_services
 from domain.settings import Settings, load_log_settings, load_settings, require_servers
-from domain.storage.context import StallLimits
 from domain.storage.model import LOOK_SECONDS
 from domain.tasks import in_background, tune_gc
 from domain.volumes.attachments.freezing import FreezeAnswers
 from domain.volumes.attachments.model import queue_of
 from domain.volumes.attachments.node_volumes import NodeVolumes
-from worker.heartbeat import Heartbeat, LivenessFile, StallDetector
-from worker.main import start_up_error_in_one_line, supervisor
+from worker.main import start_up_error_in_one_line, supervisor, watchers
 from worker.node.agent import NodeAgent
 from worker.node.freezing import NodeFreezes
 from worker.node.host.host import Host, HostProtocol
@@ -64,7 +62,7 @@ async def _opened(
     agent = NodeAgent(host, services.backends)
     freezes = NodeFreezes(host, FreezeAnswers(services.database), settings.node)
     engine, runner = _open_runner(settings, services, agent)
-    heartbeat, detector = _watchers(settings, engine, runner)
+    heartbeat, detector = watchers(settings, engine, runner)
     await heartbeat.beat()  # from now on the node is known
     loops = (
         *(heartbeat.run_forever(), detector.run_forever()),
@@ -102,20 +100,6 @@ def _open_runner(settings: Settings, services: Services, agent: NodeAgent) -> tu
     engine = services.engine(worker, handlers, served=lambda: [queue_of(settings.node)])
     performer = AttemptPerformer(handlers, services.retry_policy)
     return engine, Runner(engine, services.queue, performer, slots=settings.max_jobs, shares_queue=False)
-
-
-def _watchers(settings: Settings, engine: JobEngine, runner: Runner) -> tuple[Heartbeat, StallDetector]:
-    """Return what renews the leases of jobs and finds those that hang, as in any worker."""
-    stall = StallLimits(settings.stall_seconds, settings.blocking_call_seconds)
-    heartbeat = Heartbeat(
-        engine,
-        runner.running,
-        lease=settings.lease_seconds,
-        stall=stall,
-        min_timeout=settings.heartbeat_timeout_seconds,
-        liveness_file=LivenessFile.open(settings.heartbeat_file),
-    )
-    return heartbeat, StallDetector(runner.running, stall=stall, slots=settings.max_jobs)
 
 
 def _keeper(  # noqa: PLR0917 (each of another type)

@@ -47,7 +47,7 @@ class DispatchRepository:
         return await self._mark(_dispatched_before(age, limit, self._kinds))
 
     async def explain_waiting(self, limit: int, *, lease: float) -> Sequence[UUID]:
-        """Write into queued jobs that nobody can do them now, as their ``error``; return their ids.
+        """Write into queued jobs that no live process can do them, as their ``error``; return their ids.
 
         Either no worker serves their backend, or their node has no agent that is alive.
         """
@@ -74,7 +74,7 @@ class DispatchRepository:
 
 
 def any_unserved(lease: float) -> ColumnElement[bool]:
-    """Return the condition that a job waits for a backend or a node that nobody serves, and does not say so yet.
+    """Return the condition that a job waits for a backend or a node without a live process, and does not say so.
 
     The agent of a node is alive for ``lease`` seconds after a heartbeat.
     """

@@ -237,7 +237,7 @@ class JobQueue:
             log.debug("announce.failed", error=error.message)
 
     async def wake(self, queue: str) -> None:
-        """Let whoever waits in `woken` for this queue look. Best effort: it also looks by itself."""
+        """End the waiting in `woken` for this queue. Best effort: it also looks by itself."""
         try:
             async with self._calling(), self.redis.pipeline(transaction=True) as pipe:
                 pipe.lpush(self.keys.looks(queue), b"")
@@ -248,7 +248,7 @@ class JobQueue:
             log.debug("wake.failed", error=error.message)
 
     async def woken(self, queue: str, seconds: float) -> None:
-        """Wait until somebody calls `wake` for this queue, but no longer than that many seconds."""
+        """Wait until `wake` is called for this queue, but no longer than that many seconds."""
         try:
             # redis-py annotates the result as that of its synchronous client too.
             await self.redis.blpop([self.keys.looks(queue)], timeout=seconds)  # type: ignore[misc, arg-type]

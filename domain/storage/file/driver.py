@@ -35,7 +35,6 @@ from domain.storage.file.disk import (
 from domain.storage.file.filesystem import installed, make
 from domain.storage.file.opened import Opened
 from domain.storage.file.root import Root, without_job
-from domain.storage.file.superblock import filesystem_size
 from domain.storage.file.tree import data_of, snapshot_of
 from domain.storage.filesystems import GROWN_OFFLINE, require_room
 
@@ -134,21 +133,13 @@ class FileDriver(StorageDriver):
             at.grow_ext4(volume_id, grant)
 
     @_in_thread
-    def filesystem_size(self, at: Opened, volume_id: UUID, filesystem: str) -> int | None:
-        """Read the superblock, whether it is mounted or not."""
-        if at.tree.size(data_of(volume_id)) is None:
-            raise VolumeMissing
-        with at.tree.opened(data_of(volume_id), os.O_RDONLY) as handle:
-            return filesystem_size(handle, filesystem)
-
-    @_in_thread
     def delete(self, at: Opened, volume_id: UUID, grant: Grant) -> None:
         """Move the volume's directory to the trash in one step, then remove it from there."""
         grant.check()
         at.tree.empty_trash(volume_id, grant)
         with (
             at.fences.publishing("delete", volume_id, grant),
-            at.tree.in_use_by_nobody(data_of(volume_id), grant),
+            at.tree.unused(data_of(volume_id), grant),
         ):
             at.tree.move_to_trash(volume_id, grant)
         at.tree.empty_trash(volume_id, grant)
@@ -167,7 +158,7 @@ class FileDriver(StorageDriver):
 
     @_in_thread
     def isolate(self, at: Opened, volume_id: UUID, grant: Grant) -> int:
-        """Put a copy in the place of the volume's file, whoever has that open.
+        """Put a copy in the place of the volume's file, even if processes have that open.
 
         The copy is of one moment only where blocks can be shared: elsewhere it may be torn.
         """
@@ -182,7 +173,7 @@ class FileDriver(StorageDriver):
 
     @_in_thread
     def restore_snapshot(self, at: Opened, volume_id: UUID, snapshot_id: UUID, grant: Grant) -> int:
-        """Replace the volume's file by a copy with the same owner and mode, unless somebody has it open."""
+        """Replace the volume's file by a copy with the same owner and mode, unless another process has it open."""
         snapshot = snapshot_of(volume_id, snapshot_id)
         return at.replace("restore_snapshot", volume_id, snapshot, grant, missing=SnapshotMissing)
 

@@ -1,8 +1,8 @@
 """Leases of the kernel: who else on this host has a file open.
 
-The kernel grants a write lease on a file only if nobody else has it open: no process, no container, no loop device.
+The kernel grants a write lease on a file only if no other process, container or loop device has it open.
 While it is held, others' opens wait, and those with O_NONBLOCK fail, which `Folder` repeats. It grants a read lease
-only if nobody has the file open for writing.
+only if no process has the file open for writing.
 
 Some file systems know no leases, and a process may set none on others' files without CAP_LEASE. Then nothing is known,
 and work goes on. Other hosts are never seen: attachments are what knows of them.
@@ -23,8 +23,8 @@ POLL_SECONDS = 0.01
 
 
 @contextmanager
-def opened_by_nobody_else(handle: int, path: object, grant: Grant) -> Iterator[None]:
-    """Require that nobody else has a file open, and let nobody open it during the block.
+def held_exclusively(handle: int, path: object, grant: Grant) -> Iterator[None]:
+    """Require that no other process has a file open, and let none open it during the block.
 
     The descriptor must be closed soon afterwards: a process that opens the file waits as long as the block takes.
 

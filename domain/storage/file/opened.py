@@ -73,7 +73,7 @@ class Opened:
     ) -> int:
         """Put a copy of a file in the place of a volume's, with the same owner and mode; return its size in bytes.
 
-        ``in_use``: do so even if somebody has the volume's file open.
+        ``in_use``: do so even if another process has the volume's file open.
         """
         self.fences.refuse_if_stale(volume_id, grant)
         data = data_of(volume_id)
@@ -90,7 +90,7 @@ class Opened:
                     return match_replaced_file(handle, replaced, grant)
 
     def grow_ext4(self, volume_id: UUID, grant: Grant) -> None:
-        """Grow the file system in a volume's file, in place, unless somebody has the file open.
+        """Grow the file system in a volume's file, in place, unless another process has the file open.
 
         Who opens it after that is not noticed: the tools have to open it too.
         """
@@ -98,7 +98,7 @@ class Opened:
         with self.fences.publishing("grow_filesystem", volume_id, grant) as record:
             if self.tree.size(data) is None:
                 raise VolumeMissing
-            with self.tree.in_use_by_nobody(data, grant):
+            with self.tree.unused(data, grant):
                 pass
             with self.tree.opened(data, os.O_RDWR) as handle:
                 filesystem.grow_ext4(handle, record.handle, grant)

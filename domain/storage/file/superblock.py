@@ -1,6 +1,6 @@
 """What a file system says of itself in its superblock, which is read without mounting it.
 
-Whoever uses a volume writes these bytes: every number in them may be false, and none makes this fail.
+The users of a volume write these bytes: every number in them may be false, and none makes this fail.
 """
 
 import os

@@ -17,7 +17,7 @@ from domain.storage.context import Fence, Grant
 from domain.storage.driver import Leftover
 from domain.storage.errors import AccessDenied
 from domain.storage.file.folder import Folder
-from domain.storage.file.leases import opened_by_nobody_else
+from domain.storage.file.leases import held_exclusively
 
 FENCES: Final = ".fences"
 TRASH: Final = ".trash"
@@ -82,11 +82,11 @@ class Draft:
     def replacing(self, *, in_use: bool = False) -> Iterator[int]:
         """Open the target for the block, then put the draft in its place.
 
-        ``in_use``: do so even if somebody else has the target open, who keeps the old file without a name.
+        ``in_use``: do so even if another process has the target open, which keeps the old file without a name.
 
         Raises:
             FileNotFoundError: there is no target.
-            VolumeInUse: somebody else has it open.
+            VolumeInUse: another process has it open.
         """
         with ExitStack() as opened:
             replaced = opened.enter_context(self._folder.opened(self._target, os.O_RDONLY))
@@ -101,7 +101,7 @@ class Draft:
         self._folder.sync(self._grant)
 
     def _lease(self, replaced: int) -> AbstractContextManager[None]:
-        return opened_by_nobody_else(replaced, self._folder.path / self._target, self._grant)
+        return held_exclusively(replaced, self._folder.path / self._target, self._grant)
 
     def _require_own(self) -> None:
         """Refuse to publish what somebody else has put in the draft's place."""
@@ -127,16 +127,16 @@ class FileTree:
             yield handle
 
     @contextmanager
-    def in_use_by_nobody(self, place: PurePosixPath, grant: Grant) -> Iterator[None]:
-        """Require that nobody has the file at a place open, and let nobody open it; a file that is missing is not.
+    def unused(self, place: PurePosixPath, grant: Grant) -> Iterator[None]:
+        """Require that no process has the file at a place open, and let none open it; a missing file is not open.
 
         Raises:
-            VolumeInUse: somebody has it open.
+            VolumeInUse: another process has it open.
         """
         with ExitStack() as opened:
             with suppress(OSError, AccessDenied):  # none, a link in its place, or one that may not be read
                 handle = opened.enter_context(self.opened(place, os.O_RDONLY))
-                opened.enter_context(opened_by_nobody_else(handle, self.root.path / place, grant))
+                opened.enter_context(held_exclusively(handle, self.root.path / place, grant))
             yield
 
     def size(self, place: PurePosixPath) -> int | None:

@@ -42,8 +42,6 @@ _POLL_SECONDS: Final = 0.02
 class RequestedFreeze:
     """A freeze that a worker has asked for."""
 
-    #: Whether a node has the volume mounted.
-    is_mounted: bool = False
     #: Whether the file system stands still at the beginning of the block.
     is_frozen: bool = False
     #: Whether the file system stood still from before the block until after it; known after the block only.
@@ -71,10 +69,6 @@ class Freezer:
         if node is None:
             yield freeze
             return
-        freeze.is_mounted = True
-        if not await self._is_alive(node):
-            yield freeze
-            return
         await self._queue.wake(queue_of(node))
         state = await self._state(freeze_id, {FreezeState.FROZEN, FreezeState.LOST}, _START_SECONDS)
         freeze.is_frozen = state is FreezeState.FROZEN
@@ -89,16 +83,12 @@ class Freezer:
                     freeze.was_held = ended is FreezeState.HELD
 
     async def _ask(self, volume_id: UUID, freeze_id: UUID) -> str | None:
-        """Write the request down; return the node that has the volume mounted, None if none has."""
+        """Write the request down; return the node that has the volume mounted, None if no live one has."""
         values = {"freeze_id": freeze_id, "freeze_until": from_now(_START_SECONDS), "freeze_state": None}
-        query = update(Mount).where(Mount.volume_id == volume_id, Mount.path.is_not(None)).values(values)
+        can_answer = exists().where(Worker.node == Mount.node, is_alive(self._lease))
+        query = update(Mount).where(Mount.volume_id == volume_id, Mount.path.is_not(None), can_answer).values(values)
         async with self._database.transaction() as session:
             return await session.scalar(query.returning(Mount.node).execution_options(synchronize_session=False))
-
-    async def _is_alive(self, node: str) -> bool:
-        alive = exists().where(Worker.node == node, is_alive(self._lease))
-        async with self._database.transaction() as session:
-            return bool(await session.scalar(select(alive)))
 
     async def _release(self, freeze_id: UUID) -> None:
         await FreezeAnswers(self._database).answer(freeze_id, FreezeState.RELEASED, after=[None, FreezeState.FROZEN])

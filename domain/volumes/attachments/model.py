@@ -84,8 +84,6 @@ class Mount(Base):
     device: Mapped[str | None]
     #: None if the volume has no file system.
     path: Mapped[str | None]
-    #: When the node last reported on the file system.
-    reported_at: Mapped[datetime | None]
     #: The freeze that a worker has asked for; None if there is none.
     freeze_id: Mapped[UUID | None]
     #: Until when the node may begin with it.

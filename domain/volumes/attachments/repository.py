@@ -29,7 +29,7 @@ class AttachmentFilter:
 class AttachmentRepository:
     """The attachments and mounts, within one transaction.
 
-    Whoever changes those of a volume holds the volume by a job, or has its row locked.
+    A change of those of a volume needs a job that holds the volume, or a lock of its row.
     """
 
     def __init__(self, session: AsyncSession) -> None:
@@ -38,11 +38,6 @@ class AttachmentRepository:
     async def of_volume(self, volume_id: UUID) -> Sequence[Attachment]:
         """Read the attachments of a volume, the oldest first."""
         query = select(Attachment).where(Attachment.volume_id == volume_id).order_by(Attachment.id)
-        return (await self._session.scalars(query)).all()
-
-    async def of_node(self, node: str) -> Sequence[Attachment]:
-        """Read the attachments on a node."""
-        query = select(Attachment).where(Attachment.node == node).order_by(Attachment.id)
         return (await self._session.scalars(query)).all()
 
     async def get_of(self, volume_id: UUID, attachment_id: UUID) -> Attachment:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -13,7 +14,7 @@ from domain.audit.repository import add_entries
 from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
 from domain.errors import Invalid, UnknownNode
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of, log_accepted
 from domain.jobs.attempt import Payload
 from domain.jobs.kinds import NODE_KINDS, JobKind
 from domain.jobs.model import Job, Worker, is_alive
@@ -131,18 +132,8 @@ class AttachmentService:
             Invalid: a volume without a file system cannot be at a path.
         """
         async with accepting(self._database, origin) as accepted:
-            session, project_id = accepted.session, origin.actor.project_id
-            volume = await VolumeRepository(session).acquire(volume_id, project_id, VolumeState.ATTACHING, uuid7())
-            params = await acquire_attachment(session, volume, new)
-            job = job_for(
-                JobKind.VOLUME_ATTACH,
-                params,
-                volume,
-                max_attempts=self._max_attempts,
-                backend=queue_of(new.node),
-                created_by=origin.caller,
-            )
-            accepted.job = await JobRepository(session).add(job)
+            session, columns = accepted.session, {"max_attempts": self._max_attempts, "created_by": origin.caller}
+            accepted.job = await attach_job(session, volume_id, origin.actor.project_id, new, **columns)
         await self._queue.dispatch([accepted.job.message])
         return accepted.job
 
@@ -159,29 +150,19 @@ class AttachmentService:
             VolumeBusy, VolumeUnusable: the volume is not available.
         """
         async with accepting(self._database, origin) as accepted:
-            session, project_id = accepted.session, origin.actor.project_id
+            session, columns = accepted.session, {"max_attempts": self._max_attempts, "created_by": origin.caller}
             given_up = await _give_up_nodes_job(session, volume_id, origin) if force else None
-            volume = await VolumeRepository(session).acquire(volume_id, project_id, VolumeState.DETACHING, uuid7())
-            attachment = await AttachmentRepository(session).get_of(volume.id, attachment_id)
-            kind = JobKind.VOLUME_ISOLATE if force else JobKind.VOLUME_DETACH
-            params = await leave_attachment(session, volume, attachment, force=force)
-            job = job_for(
-                kind,
-                params,
-                volume,
-                max_attempts=self._max_attempts,
-                backend=volume.backend if force else queue_of(attachment.node),
-                created_by=origin.caller,
-            )
-            accepted.job = await JobRepository(session).add(job)
+            project_id = origin.actor.project_id
+            accepted.job = await detach_job(session, volume_id, project_id, attachment_id, force=force, **columns)
         await self._queue.dispatch([accepted.job.message])
         if given_up is not None:
-            await self._queue.announce(given_up)
+            log_accepted(given_up)
+            await self._queue.announce(given_up.id)
         return accepted.job
 
 
-async def _give_up_nodes_job(session: AsyncSession, volume_id: UUID, origin: RequestOrigin) -> UUID | None:
-    """Cancel the job that holds a volume if it waits for the agent of a node, and release the volume; return its id.
+async def _give_up_nodes_job(session: AsyncSession, volume_id: UUID, origin: RequestOrigin) -> Job | None:
+    """Cancel the job that holds a volume if it waits for the agent of a node, and release the volume; return it.
 
     An earlier attempt may have mounted the volume: the caller must isolate the volume from that node.
     """
@@ -192,17 +173,46 @@ async def _give_up_nodes_job(session: AsyncSession, volume_id: UUID, origin: Req
     job = await JobRepository(session).lock(holder, project_id)
     if job.kind not in NODE_KINDS or job.status is not JobStatus.QUEUED:
         return None
-    job.version += 1
-    job.status = JobStatus.CANCELLED
-    job.cancel_requested_at = job.finished_at = func.now()
+    job.request_cancellation(at_once=True)
     await session.flush()
     await volumes.release([Release(volume_id, job.id, None)], VolumeState.AVAILABLE)
     await session.refresh(job)
     await add_entries(session, [entry_of(job, origin.actor)])
-    return job.id
+    return job
 
 
-async def acquire_attachment(session: AsyncSession, volume: Volume, new: NewAttachment) -> Payload:
+async def attach_job(
+    session: AsyncSession, volume_id: UUID, project_id: UUID, new: NewAttachment, **columns: Any
+) -> Job:
+    """Acquire a volume, and insert its attachment and the job that makes it.
+
+    Raises:
+        Refused: as `AttachmentService.request_attach`.
+    """
+    volume = await VolumeRepository(session).acquire(volume_id, project_id, VolumeState.ATTACHING, uuid7())
+    params = await _acquire_attachment(session, volume, new)
+    job = job_for(JobKind.VOLUME_ATTACH, params, volume, backend=queue_of(new.node), **columns)
+    return await JobRepository(session).add(job)
+
+
+async def detach_job(
+    session: AsyncSession, volume_id: UUID, project_id: UUID, attachment_id: UUID, *, force: bool, **columns: Any
+) -> Job:
+    """Acquire a volume, and insert the job that takes it from a holder, or by ``force`` from all of them.
+
+    Raises:
+        Refused: as `AttachmentService.request_detach`.
+    """
+    volume = await VolumeRepository(session).acquire(volume_id, project_id, VolumeState.DETACHING, uuid7())
+    attachment = await AttachmentRepository(session).get_of(volume.id, attachment_id)
+    params = await _leave_attachment(session, volume, attachment, force=force)
+    if not force:
+        columns["backend"] = queue_of(attachment.node)
+    kind = JobKind.VOLUME_ISOLATE if force else JobKind.VOLUME_DETACH
+    return await JobRepository(session).add(job_for(kind, params, volume, **columns))
+
+
+async def _acquire_attachment(session: AsyncSession, volume: Volume, new: NewAttachment) -> Payload:
     """Insert the attachment that a job is to make of a volume that it has acquired; return the params of the job.
 
     Raises:
@@ -237,7 +247,7 @@ async def acquire_attachment(session: AsyncSession, volume: Volume, new: NewAtta
     }
 
 
-async def leave_attachment(session: AsyncSession, volume: Volume, attachment: Attachment, *, force: bool) -> Payload:
+async def _leave_attachment(session: AsyncSession, volume: Volume, attachment: Attachment, *, force: bool) -> Payload:
     """Mark what a job is to take from its holder, of a volume that it has acquired; return the params of the job."""
     attachments = AttachmentRepository(session)
     of_volume = await attachments.of_volume(attachment.volume_id)

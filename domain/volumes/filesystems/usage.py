@@ -31,7 +31,7 @@ class VolumeUsage(NamedTuple):
 
 
 def is_attached() -> ColumnElement[bool]:
-    """Return the condition that somebody has a volume, or is about to."""
+    """Return the condition that a volume has a holder, or is about to have one."""
     return exists().where(Attachment.volume_id == Volume.id).correlate(Volume)
 
 

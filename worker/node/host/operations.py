@@ -163,12 +163,6 @@ class HostOperations:
         """
         return filesystems.usage(self.mounted_path(volume_id))
 
-    def filesystem_size(self, volume_id: UUID) -> int | None:
-        """Return how large the mounted file system of a volume believes its device to be, in bytes."""
-        path = self.mounted_path(volume_id)
-        mount = mountinfo.read().at(str(path))
-        return filesystems.mounted_size(path, Path(mount.source), mount.filesystem) if mount else None
-
     def trim(self, volume_id: UUID) -> None:
         """Give the unused blocks of a volume back to its backend."""
         filesystems.trim(self.mounted_path(volume_id))

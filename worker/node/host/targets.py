@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from pwd import getpwuid
 from typing import Final
 
 from worker.node.host.errors import TargetRefused
 from worker.node.host.mounts import resolved
 
 #: What the host runs, or believes, is in these: a volume there could make its owner root.
-_SYSTEM: Final = tuple(
-    Path(path)
-    for path in (
-        *("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run/systemd"),
-        *("/root/.config", "/root/.ssh", "/sbin", "/sys", "/usr", "/var/spool"),
-    )
+_SYSTEM: Final = (
+    *map(Path, ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run/systemd")),
+    *map(Path, ("/sbin", "/sys", "/usr", "/var/spool")),
+    *(Path(getpwuid(0).pw_dir) / name for name in (".config", ".ssh")),
 )
 
 

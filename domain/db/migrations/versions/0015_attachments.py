@@ -72,7 +72,6 @@ def _create_mounts() -> None:
         sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.Column("device", sa.Text(), nullable=True),
         sa.Column("path", sa.Text(), nullable=True),
-        sa.Column("reported_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("freeze_id", sa.Uuid(), nullable=True),
         sa.Column("freeze_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("freeze_state", sa.String(32), nullable=True),

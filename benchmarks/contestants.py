@@ -212,7 +212,7 @@ class Cistern:
         await rows.execute("TRUNCATE jobs, job_items, volumes, snapshots, workers CASCADE")
         await rows.execute(_EXPANDING, jobs, MIB)
         await self.arena.vacuum(rows, "volumes", "jobs", "workers")
-        messages = [JobMessage(row["id"], 0) for row in await rows.fetch("SELECT id FROM jobs ORDER BY id")]
+        messages = [JobMessage(row["id"], 0, "local") for row in await rows.fetch("SELECT id FROM jobs ORDER BY id")]
         queue = self.arena.services.queue
         for first in range(0, jobs, PAGE):
             await queue.dispatch(messages[first : first + PAGE])

@@ -5,6 +5,7 @@ concurrently.
 """
 
 import time
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from domain.db.database import Database
 from domain.jobs.attempt import ClaimedJob
 from domain.jobs.isolation import each_in_own_transaction
 from domain.jobs.kinds import JobHandlers
-from domain.jobs.model import Job
+from domain.jobs.model import Job, JobMessage
 from domain.jobs.states import JobStatus
 from domain.jobs.stats import CounterBuffer, CounterName
 from domain.jobs.store.dispatch import DispatchRepository
@@ -107,19 +108,30 @@ class JobMaintenance:
         Raises:
             QueueUnavailable: Redis does not answer, so lost messages cannot be determined.
         """
-        lost = 0
+        count = 0
         for _ in range(_MAX_PAGES):
             async with self._database.transaction() as session:
                 dispatches = DispatchRepository(session, self.kinds)
                 waiting = await dispatches.mark_dispatched_before(self.redispatch_after, _PAGE_SIZE)
-            missing = await self._queue.missing(waiting) if waiting else []
-            await self._queue.dispatch(missing)
-            lost += len(missing)
-            self._counters.add(CounterName.LOST_MESSAGES, len(missing))
-            if len(missing) < _PAGE_SIZE:
+            lost = await self._lost(waiting)
+            await self._queue.dispatch(lost)
+            count += len(lost)
+            self._counters.add(CounterName.LOST_MESSAGES, len(lost))
+            if len(lost) < _PAGE_SIZE:
                 break
             # Every message of a full page was lost, so Redis has probably lost all: check the next page at once.
-        return lost
+        return count
+
+    async def _lost(self, waiting: Sequence[JobMessage]) -> Sequence[JobMessage]:
+        """Return the messages that are not in Redis although their jobs are queued.
+
+        The rows are read once more: a worker may have claimed a job since, and then acknowledged its message.
+        """
+        missing = await self._queue.missing(waiting) if waiting else []
+        if not missing:
+            return []
+        async with self._database.transaction() as session:
+            return await DispatchRepository(session, self.kinds).still_queued(missing)
 
 
 async def _defer(session: AsyncSession, job_id: UUID) -> None:

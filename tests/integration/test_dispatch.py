@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import redis
 from sqlalchemy import text
 
+from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import QueueUnavailable, message_id
 from domain.services import Services, open_services
 from domain.volumes.model import Growth
@@ -82,6 +83,23 @@ async def test_existing_message_is_not_sent_again(services: Services, client: re
 
     assert await an_engine(services).maintenance.redispatch_lost() == 0
     assert messages(services, client) == {f"{job.id}:0"}
+
+
+async def test_message_that_a_worker_acknowledges_meanwhile_is_not_lost(
+    services: Services, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, engine, missing = await a_queued_expand(services), an_engine(services), services.queue.missing
+    await set_job(services, job.id, DISPATCHED_LONG_AGO)
+
+    async def missing_after_claim(waiting: Sequence[JobMessage]) -> Sequence[JobMessage]:
+        assert await engine.claim(job.message) is not None
+        await services.queue.acknowledge(job.message)
+        return await missing(waiting)
+
+    monkeypatch.setattr(services.queue, "missing", missing_after_claim)
+
+    assert await engine.maintenance.redispatch_lost() == 0
+    assert messages(services, client) == set()
 
 
 async def test_concurrent_sweeps_do_not_duplicate_messages(services: Services, client: redis.Redis) -> None:

@@ -90,6 +90,14 @@ JOBS: Final = (
         ),
     ),
     Mutation(
+        "claimed-counts-as-lost",
+        "a message would be sent again, and counted as lost, because a worker acknowledged it meanwhile",
+        "domain/jobs/maintenance.py",
+        "return await DispatchRepository(session, self.kinds).still_queued(missing)",
+        "return missing",
+        ("tests/integration/test_dispatch.py::test_message_that_a_worker_acknowledges_meanwhile_is_not_lost",),
+    ),
+    Mutation(
         "settlement-ignores-worker",
         "a worker could settle a job that another worker holds",
         "domain/jobs/store/statements.py",

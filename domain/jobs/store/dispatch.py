@@ -46,6 +46,14 @@ class DispatchRepository:
         """
         return await self._mark(_dispatched_before(age, limit, self._kinds))
 
+    async def still_queued(self, messages: Sequence[JobMessage]) -> Sequence[JobMessage]:
+        """Return those of the messages that can still claim their job."""
+        query = select(Job.id, Job.epoch).where(
+            Job.id.in_([message.job_id for message in messages]), Job.status == JobStatus.QUEUED
+        )
+        queued = {(id_, epoch) for id_, epoch in await self._session.execute(query)}
+        return [message for message in messages if (message.job_id, message.epoch) in queued]
+
     async def explain_waiting(self, limit: int, *, lease: float) -> Sequence[UUID]:
         """Write into queued jobs that no live process can do them, as their ``error``; return their ids.
 

@@ -16,7 +16,6 @@ from uuid import UUID
 
 import structlog
 from arq.connections import ArqRedis
-from arq.constants import job_key_prefix
 from arq.jobs import serialize_job
 from arq.utils import timestamp_ms
 from redis.exceptions import RedisError, ResponseError
@@ -25,7 +24,7 @@ from domain.batching import Batcher
 from domain.errors import Unavailable
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.redis_client import TIMEOUT_SECONDS, open_redis
-from domain.jobs.transport.scripts import ACKNOWLEDGE, MAX_WAKEUPS, SEND
+from domain.jobs.transport.scripts import ACKNOWLEDGE, MAX_WAKEUPS, MISSING, SEND
 from domain.jobs.transport.write_errors import WriteErrors, is_from_replica
 
 #: Expiry of a message, as in arq. A job that still waits then gets a new message from maintenance.
@@ -127,6 +126,7 @@ class JobQueue:
         self._read_only_errors = 0
         self._send = redis.register_script(SEND)
         self._acknowledge = redis.register_script(ACKNOWLEDGE)
+        self._missing = redis.register_script(MISSING)
         self._send_batcher = Batcher(self._send_batch, max_batch=_MAX_BATCH, drop_cancelled=True)
         self._acknowledge_batcher = Batcher(self._acknowledge_batch, max_batch=_MAX_BATCH)
 
@@ -201,13 +201,12 @@ class JobQueue:
         Raises:
             QueueUnavailable: Redis does not answer, or refuses writes.
         """
-        async with self._calling(), self.redis.pipeline(transaction=False) as pipe:
-            for message in messages:
-                pipe.zscore(self.keys.queue(message.backend), message_id(message))
-            scores = await pipe.execute()
-            missing = [message for message, score in zip(messages, scores, strict=True) if score is None]
-            if missing:  # a job key that remained without its queue entry would keep the message from being sent again
-                await self.redis.delete(*(job_key_prefix + message_id(message) for message in missing))
+        missing: list[JobMessage] = []
+        async with self._calling():
+            for backend, its_messages in _by_backend(messages).items():
+                ids = [*map(message_id, its_messages)]
+                positions = await self._missing(keys=[self.keys.queue(backend)], args=ids)
+                missing += [its_messages[position - 1] for position in positions]
         return missing
 
     def acknowledge(self, message: JobMessage) -> "asyncio.Future[None]":

@@ -56,3 +56,16 @@ for _, id in ipairs(ARGV) do
     redis.call('DEL', {", ".join(f"'{prefix}' .. id" for prefix in _MESSAGE_KEYS)})
 end
 """
+
+#: Returns the positions in ARGV of the messages that are not in the queue, and deletes their data: a key that remained
+#: without its message would keep it from being sent again.
+MISSING: Final = f"""
+local missing = {{}}
+for position, id in ipairs(ARGV) do
+    if not redis.call('ZSCORE', KEYS[1], id) then
+        redis.call('DEL', '{job_key_prefix}' .. id)
+        table.insert(missing, position)
+    end
+end
+return missing
+"""

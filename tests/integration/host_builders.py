@@ -1,12 +1,13 @@
 """Volumes on real loop devices, for tests of a node's host: root on Linux only. Everything is cleaned up."""
 
+import ctypes
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -22,6 +23,8 @@ VOLUME, OTHER = uuid4(), uuid4()
 SIZES = {"ext4": 64 * MIB, "xfs": 320 * MIB, "btrfs": 192 * MIB}
 MKFS = {"ext4": ("-q", "-F"), "xfs": ("-q",), "btrfs": ("-q",)}
 ROOT = Path(__file__).parents[2]
+#: The number of the system call open_tree, which is the same on all architectures, and two constants of Linux.
+_OPEN_TREE, _OPEN_TREE_CLONE, _AT_FDCWD = 428, 1, -100
 
 
 def require_loop_devices() -> None:
@@ -118,3 +121,16 @@ def filesystem_size(host: HostOperations) -> int | None:
     mount = mountinfo.read().at(str(path))
     assert mount is not None
     return filesystems.mounted_size(path, Path(mount.source), mount.filesystem)
+
+
+@contextmanager
+def mounted_elsewhere(path: Path) -> Iterator[None]:
+    """Keep a copy of one mount in a namespace of its own. A container has copies of all mounts, also of other tests."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    handle = libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
+    if handle < 0:
+        raise OSError(ctypes.get_errno(), "open_tree", str(path))
+    try:
+        yield
+    finally:
+        os.close(handle)

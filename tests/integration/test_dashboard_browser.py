@@ -8,7 +8,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 from uuid_utils.compat import uuid7
 
 from domain.access.model import Role
@@ -377,6 +377,20 @@ async def test_page_says_when_the_server_is_away_and_goes_on_when_it_is_back(
         await dashboard.shows("Cistern does not answer.")
         async with served(services, port=port):
             await expect(dashboard.page.locator("#away")).to_be_hidden(timeout=PATIENCE)
+
+
+async def test_page_goes_on_after_a_request_that_was_never_answered(dashboard: Dashboard, services: Services) -> None:
+    page, volume = dashboard.page, await a_volume(services, backend="null")
+    await dashboard.open(f"/volumes/{volume.id}")
+
+    async def never_answer(_: Route) -> None:
+        """Leave the request waiting."""
+
+    async with page.expect_request(f"**/volumes/{volume.id}"):
+        await page.route(f"**/volumes/{volume.id}", never_answer, times=1)
+    await sql(services, """UPDATE volumes SET labels = '{"team": "late"}'""")
+
+    await dashboard.shows("team: late")
 
 
 async def test_history_of_a_volume_is_drawn_and_described(dashboard: Dashboard, services: Services) -> None:

@@ -18,6 +18,7 @@ from tests.integration.host_builders import (
     enlarge,
     filesystem_size,
     mounted_at,
+    mounted_elsewhere,
     require_tools,
     volume_file,
 )
@@ -485,25 +486,17 @@ def test_a_volume_that_is_mounted_in_another_mount_namespace_keeps_its_device(
 ) -> None:
     file = volume_file(place, "ext4")
     host.attach(file, VOLUME, "ext4")
-    # It keeps copies of no mounts of other tests, which could not detach their volumes meanwhile.
-    others = f"awk '$5 != \"{host.mount_path(VOLUME)}\" && / - [^ ]+ .dev.loop/ {{print $5}}' /proc/self/mountinfo"
-    script = f"for path in $({others}); do umount -l $path; done; echo ready; read line"
-    shell = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
-    container = subprocess.Popen(shell, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert container.stdin
-    assert container.stdout
-    assert container.stdout.readline() == b"ready\n"
 
-    with pytest.raises(DeviceInUse, match="perhaps in a container"):
-        host.detach(VOLUME)
-    assert [found.mount_path for found in host.found()] == [None]
-    size = enlarge(file, 8 * MIB)
-    attached = host.attach(file, VOLUME, "ext4")
-    assert attached.grown_to == size or "Permission denied" in str(attached.growth_error), "checked while mounted"
-    with pytest.raises(DeviceInUse):
-        host.detach(VOLUME)
+    with mounted_elsewhere(host.mount_path(VOLUME)):
+        with pytest.raises(DeviceInUse, match="perhaps in a container"):
+            host.detach(VOLUME)
+        assert [found.mount_path for found in host.found()] == [None]
+        size = enlarge(file, 8 * MIB)
+        attached = host.attach(file, VOLUME, "ext4")
+        assert attached.grown_to == size or "Permission denied" in str(attached.growth_error), "checked while mounted"
+        with pytest.raises(DeviceInUse):
+            host.detach(VOLUME)
 
-    container.communicate(b"\n")
     host.detach(VOLUME)
     assert devices_of(file) == []
 

@@ -5,6 +5,8 @@ import { HEADERS } from "./headers.js";
 import { showTimes } from "./times.js";
 
 const SECONDS = 3;
+// A request that is not answered within this many milliseconds is given up: it must not end the updates.
+const WAIT = 10000;
 
 let paused = false;
 let running = null;
@@ -53,7 +55,11 @@ function replace(fresh) {
 }
 
 async function load() {
-  const response = await fetch(window.location.pathname + window.location.search, { headers: HEADERS });
+  const response = await fetch(window.location.pathname + window.location.search, {
+    headers: HEADERS,
+    cache: "no-store",
+    signal: AbortSignal.timeout(WAIT),
+  });
   if (response.status === 401) {
     window.location.reload(); // to the page that asks for a key
     return;

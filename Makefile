@@ -39,7 +39,7 @@ test-long: $(READY) ## Run all mutations, and at full length what make test shor
 
 compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; COMPOSE="docker compose" ENGINE=docker
 	@$(BIN)/python -m tests.compose "$(COMPOSE)" "$(ENGINE)"
-	@$(BIN)/python -m pytest -s tests/acceptance/test_podman.py tests/acceptance/test_volume_in_use.py
+	@CISTERN_TEST_LONG=1 $(BIN)/python -m pytest -s tests/acceptance/test_podman.py tests/acceptance/test_volume_in_use.py
 
 bench: $(READY) .venv-peers/.ready .venv-peers-redis5/.ready ## Measure Cistern beside its peers; half an hour
 	@$(BIN)/python benchmarks/race.py

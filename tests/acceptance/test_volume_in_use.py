@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from domain.jobs.states import ENDED
+from tests.acceptance.scale import LONG
 from tests.acceptance.stack import Stack, running_stack
 from tests.integration.host_builders import MIB, cleaned_up, require_loop_devices, require_tools
 from tests.support.forked import Process
@@ -30,6 +31,7 @@ SEEN_SECONDS: Final = 5.0
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(not LONG, reason="a story of a minute; CISTERN_TEST_LONG=1 and `make compose-test` run it"),
     pytest.mark.skipif(shutil.which("podman") is None, reason="podman is not installed (apt-get install podman)"),
     pytest.mark.skipif(os.getuid() != 0, reason="needs root: it mounts volumes"),
 ]

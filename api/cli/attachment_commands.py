@@ -96,11 +96,11 @@ def _attachment(session: Session, what: str, node: str) -> JsonObject:
     found: Sequence[JsonObject]
     if "/" in what or what in (".", ".."):
         path = str(Path(what).resolve())
-        listed = session.api.list_first("/attachments", 10_000, node=node, holder=f"mount:{path}").items
+        listed = session.api.list_all("/attachments", node=node, holder=f"mount:{path}")
         found = [one for one in listed if one["path"] == path]
     else:
         volume_id = find_id(session.api, VOLUME, what)
-        found = session.api.list_first("/attachments", 100, volume_id=volume_id).items
+        found = session.api.list_all("/attachments", volume_id=volume_id)
     if not found:
         raise CommandFailed(f"no volume is mounted for {what!r}: `cistern attachments` lists what is")
     if len(found) > 1:

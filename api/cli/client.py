@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -104,6 +105,10 @@ class ApiClient:
             if page["next_cursor"] is None or len(found) >= limit:
                 return Listing(found, has_more=page["next_cursor"] is not None)
             cursor = {"cursor": page["next_cursor"]}
+
+    def list_all(self, path: str, **params: Any) -> list[JsonObject]:
+        """Return all objects of a list, which is read page by page."""
+        return self.list_first(path, sys.maxsize, **params).items
 
     def changes(self, path: str) -> Iterator[JsonObject]:
         """Yield an object now and whenever it changes; an API that is away in between is polled until it is back."""

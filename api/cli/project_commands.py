@@ -52,7 +52,7 @@ def limit_project(
 
 def _find(session: Session, text: str) -> str:
     """Return the id of the project that is named so; there are few, and they have no other filter."""
-    every = session.api.list_first("/projects", _ALL).items
+    every = session.api.list_all("/projects")
     found = next((one for one in every if text in (one["name"], one["id"])), None)
     if found is None:
         raise ApiCallFailed(f"there is no project named {text!r}")

@@ -43,7 +43,7 @@ class Api:
 
     def list_all(self, path: str, **filters: Any) -> list[JsonObject]:
         """Return all objects of a list that match: of a name, or of one volume."""
-        return self._client.list_first(path, 1_000, **filters).items
+        return self._client.list_all(path, **filters)
 
     def carry_out(self, method: str, path: str, body: JsonObject | None = None) -> JsonObject:
         """Request a job and return it when it has succeeded. Another job that is in the way is waited for.

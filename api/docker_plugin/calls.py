@@ -72,7 +72,7 @@ class Calls:
 
     def list_all(self, deadline: Deadline, path: str, **filters: Any) -> list[JsonObject]:
         """Return all objects of a list."""
-        return self.send(deadline, lambda api: api.list_first(path, 1_000_000, **filters).items)
+        return self.send(deadline, lambda api: api.list_all(path, **filters))
 
     def job_at_end(self, deadline: Deadline, job_id: str) -> JsonObject:
         """Return a job when it has ended, or at the deadline as it is then."""

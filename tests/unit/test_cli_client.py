@@ -1,4 +1,4 @@
-"""The HTTP client of the command line: a watch outlasts a restart of the API."""
+"""The HTTP client of the command line: lists are read to their end, and a watch outlasts a restart of the API."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,17 @@ import pytest
 
 from api.cli.client import ApiCallFailed, ApiClient, ApiUnreachable
 from tests.unit.cli_terminal import FakeHttp
+
+
+def test_all_objects_of_a_list_are_returned_however_many_pages_it_has() -> None:
+    def page(request: httpx.Request) -> httpx.Response:
+        number, size = int(request.url.params.get("cursor", 0)), int(request.url.params["limit"])
+        items = [{"n": number * size + n} for n in range(size)]
+        return httpx.Response(200, json={"items": items, "next_cursor": str(number + 1) if number < 6 else None})
+
+    found = ApiClient(FakeHttp(page)).list_all("/snapshots", name="nightly")
+
+    assert [one["n"] for one in found] == list(range(1400))
 
 
 class TestChanges:

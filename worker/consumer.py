@@ -92,7 +92,7 @@ class ArqConsumer(ArqWorker):
             ResponseError: Redis refuses writes.
         """
         fetch, names, backends = self.pool.register_script(FETCH), self._runner.queue.keys, self._runner.backends()
-        keys = [key for backend in backends for key in (names.queue(backend), names.wakeups(backend))]
+        keys = [key for backend in backends for key in (*names.messages(backend), names.wakeups(backend))]
         functions = map(json.dumps, {FUNCTION_NAME, *self.functions})
         self._fetches += 1
         reserve_ms = int(self.in_progress_timeout_s * 1000)
@@ -130,8 +130,9 @@ class ArqConsumer(ArqWorker):
     async def _discard(self, messages: Sequence[Fetched]) -> None:
         """Remove messages that are of no use, all at once."""
         if messages:
-            queues = [self._runner.queue.keys.queue(message.backend) for message in messages]
-            await self.pool.register_script(ACKNOWLEDGE)(keys=queues, args=[message.id for message in messages])
+            names, backends = self._runner.queue.keys, {message.backend for message in messages}
+            keys = [key for backend in backends for key in names.messages(backend)]
+            await self.pool.register_script(ACKNOWLEDGE)(keys=keys, args=[message.id for message in messages])
             self._discarded.add(len(messages), messages[-1].id)
 
     def _on_handled(self, message_id: str, task: "asyncio.Task[None]") -> None:

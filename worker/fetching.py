@@ -17,14 +17,27 @@ _MAX_REMOVED: Final = 5_000
 _MAX_MS: Final = 220_000_000_000_000
 _LOG_SECONDS: Final = 60.0
 
-#: Fetches and reserves messages that are due and not reserved, however many reserved ones come before them. KEYS are
-#: the queues, each followed by its wake-up list, which is cleared if no message is left in the queue. ARGV[4] is the
-#: number of the queue to begin with: each has its turn, so that none starves behind a full one. From ARGV[5] on: the
-#: names of functions. A message without one of them in its text runs nothing, so it is removed, with all keys that arq
-#: has for it, without costing the worker capacity. Returned are the number of those, one of them, and the fetched ones.
+#: Maximum number of messages that are read from a queue at once.
+_MAX_PAGE: Final = 1_000
+#: Minimum number of messages that are read behind those that were of no use, or that stock workers have reserved.
+_MIN_NEXT_PAGE: Final = 100
+#: How many of the reserved messages one fetch looks at, in their order: the others wait for these to be restored.
+_MAX_RESTORED: Final = 8
+
+#: Fetches and reserves messages that are due. KEYS are three for each queue: the queue, its reserved messages, and its
+#: wake-up list, which is cleared if no message is left. ARGV are the time, how many to fetch, how long to reserve them
+#: in milliseconds, and the number of the queue to begin with: each has its turn, so that none starves behind a full
+#: one. From ARGV[5] on: the names of functions. A message without one of them in its text runs nothing, so it is
+#: removed, with all keys that arq has for it, without costing the worker capacity. Returned are the number of those,
+#: one of them, and the fetched ones.
+#:
+#: A message is reserved by arq's key "in progress", which expires. One of ours also moves to the reserved messages, so
+#: that no fetch reads it again, however many workers there are. It moves back, to its turn, when it is still there
+#: without that key: the worker has died. The messages of stock producers have ids of another form, and stay in the
+#: queue, from which arq removes them.
 FETCH: Final = f"""
-local fetched, limit, queues = {{}}, tonumber(ARGV[2]), #KEYS / 2
-local page, removed, example = math.max(limit, 100), 0, ''
+local fetched, limit, queues = {{}}, tonumber(ARGV[2]), #KEYS / 3
+local removed, example = 0, ''
 
 local function is_useful(data)
     if type(data) ~= 'string' or #data > {_MAX_BYTES} then return false end
@@ -43,27 +56,58 @@ local function remove(queue, ids)
     removed, example = removed + #ids, ids[1]
 end
 
+local function restore(queue, reserved)
+    local first = redis.call('ZRANGEBYSCORE', reserved, '-inf', '+inf', 'WITHSCORES', 'LIMIT', 0, {_MAX_RESTORED})
+    for i = 1, #first, 2 do
+        if redis.call('EXISTS', '{in_progress_key_prefix}' .. first[i]) == 0 then
+            redis.call('ZADD', queue, first[i + 1], first[i])
+            redis.call('ZREM', reserved, first[i])
+        end
+    end
+end
+
+local function move(queue, reserved, ids, scores)
+    if #ids == 0 then return end
+    redis.call('ZREM', queue, unpack(ids))
+    redis.call('ZADD', reserved, unpack(scores))
+end
+
 for turn = 0, queues - 1 do
-    local number, offset, due, useless = (ARGV[4] + turn) % queues, 0, nil, nil
+    local number, offset, page, is_last = (ARGV[4] + turn) % queues, 0, math.min(limit, {_MAX_PAGE}), false
+    local queue, reserved, wakeups = KEYS[3 * number + 1], KEYS[3 * number + 2], KEYS[3 * number + 3]
+    restore(queue, reserved)
     repeat
-        due = redis.call('ZRANGEBYSCORE', KEYS[2 * number + 1], '-inf', ARGV[1], 'LIMIT', offset, page)
-        useless = {{}}
-        for _, id in ipairs(due) do
+        local due = redis.call('ZRANGEBYSCORE', queue, '-inf', ARGV[1], 'WITHSCORES', 'LIMIT', offset, page)
+        local ours, scores, useless = {{}}, {{}}, {{}}
+        for i = 1, #due, 2 do
             if #fetched == 3 * limit then break end
+            local id = due[i]
             local data = redis.pcall('GET', '{job_key_prefix}' .. id)
             if not is_useful(data) then
                 table.insert(useless, id)
-            elseif redis.call('SET', '{in_progress_key_prefix}' .. id, '1', 'NX', 'PX', ARGV[3]) then
-                table.insert(fetched, number)
-                table.insert(fetched, id)
-                table.insert(fetched, data)
+            else
+                local is_free = redis.call('SET', '{in_progress_key_prefix}' .. id, '1', 'NX', 'PX', ARGV[3])
+                if is_free then
+                    table.insert(fetched, number)
+                    table.insert(fetched, id)
+                    table.insert(fetched, data)
+                end
+                if is_free and string.sub(id, 37, 37) == ':' then
+                    table.insert(ours, id)
+                    table.insert(scores, due[i + 1])
+                    table.insert(scores, id)
+                else
+                    offset = offset + 1
+                end
             end
         end
-        remove(KEYS[2 * number + 1], useless)
-        offset = offset + #due - #useless
-    until #due < page or #fetched == 3 * limit or removed >= {_MAX_REMOVED}
+        move(queue, reserved, ours, scores)
+        remove(queue, useless)
+        is_last = #due < 2 * page
+        page = math.max(page, {_MIN_NEXT_PAGE})
+    until is_last or #fetched == 3 * limit or removed >= {_MAX_REMOVED}
     if #fetched == 3 * limit or removed >= {_MAX_REMOVED} then break end
-    redis.call('DEL', KEYS[2 * number + 2])
+    redis.call('DEL', wakeups)
 end
 return {{removed, example, fetched}}
 """

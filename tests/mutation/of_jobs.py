@@ -98,6 +98,14 @@ JOBS: Final = (
         ("tests/integration/test_dispatch.py::test_message_that_a_worker_acknowledges_meanwhile_is_not_lost",),
     ),
     Mutation(
+        "reservation-never-ends",
+        "a message that was fetched by a worker that died at once would never be fetched again",
+        "worker/fetching.py",
+        "    restore(queue, reserved)\n    repeat",
+        "    repeat",
+        ("tests/unit/test_consumer.py::test_messages_of_a_worker_that_died_are_fetched_again_first",),
+    ),
+    Mutation(
         "settlement-ignores-worker",
         "a worker could settle a job that another worker holds",
         "domain/jobs/store/statements.py",

@@ -69,7 +69,41 @@ async def test_fetch_returns_up_to_the_limit_and_reserves_what_it_returns() -> N
     assert await consumer._fetch(7) == []
 
 
-async def test_fetch_skips_any_number_of_messages_reserved_by_other_workers() -> None:
+async def test_reserved_messages_are_out_of_the_way_of_other_workers() -> None:
+    server = FakeServer()
+    one, other, queue = a_consumer(server), a_consumer(server), JobQueue(fake_redis(server))
+    await queue.dispatch(messages(10))
+    await one._fetch(7)
+
+    assert await queue.redis.zcard(QUEUE_NAME) == 3
+    assert len(await other._fetch(7)) == 3
+
+
+async def test_messages_of_a_worker_that_died_are_fetched_again_first() -> None:
+    server = FakeServer()
+    dead, alive, queue = a_consumer(server), a_consumer(server), JobQueue(fake_redis(server))
+    await queue.dispatch(messages(5))
+    lost = [message.id for message in await dead._fetch(2)]
+    assert lost[0] not in [message.id for message in await alive._fetch(1)]
+    for message_ in lost:  # as if their reservation had expired
+        await queue.redis.delete(in_progress_key_prefix + message_.decode())
+
+    assert [message.id for message in await alive._fetch(4)][:2] == lost
+    assert await alive._fetch(4) == []
+
+
+async def test_message_of_a_stock_producer_stays_in_the_queue_while_it_is_reserved() -> None:
+    server = FakeServer()
+    consumer, pool = a_consumer(server), fake_redis(server)
+    pool.job_serializer, pool.default_queue_name = serialize, QUEUE_NAME
+    await pool.enqueue_job("do_nothing", _job_id="of-a-stock-producer")
+
+    assert [message.id for message in await consumer._fetch(3)] == [b"of-a-stock-producer"]
+    assert await consumer._fetch(3) == []
+    assert await pool.zscore(QUEUE_NAME, "of-a-stock-producer") is not None
+
+
+async def test_fetch_skips_any_number_of_messages_reserved_by_stock_workers() -> None:
     server, dispatched = FakeServer(), messages(150)
     consumer, queue = a_consumer(server), JobQueue(fake_redis(server))
     await queue.dispatch(dispatched[:-1])

@@ -69,6 +69,19 @@ async def test_dispatches_without_a_message_are_missing() -> None:
     assert await queue.missing(many) == many[2:]
 
 
+async def test_reserved_message_is_not_missing_and_not_sent_again() -> None:
+    queue, (message,) = a_queue(), new_messages(1)
+    await queue.dispatch([message])
+    await queue.redis.zrem(queue.keys.queue(None), message_id(message))
+    await queue.redis.zadd(queue.keys.reserved(None), {message_id(message): 1})
+
+    assert await queue.missing([message]) == []
+    await queue.dispatch([message])
+    assert await message_ids(queue) == set()
+    await queue.acknowledge(message)
+    assert await queue.missing([message]) == [message]
+
+
 async def test_all_messages_are_missing_after_flushall() -> None:
     queue, many = a_queue(), new_messages(5)
     await queue.dispatch(many)

@@ -86,6 +86,14 @@ class QueueKeys(NamedTuple):
         """The sorted set of the messages for jobs on a backend."""
         return f"{self.prefix}:queue" if backend is None else f"{self.prefix}:queue:{backend}"
 
+    def reserved(self, backend: str | None) -> str:
+        """The sorted set of the messages that workers have fetched from the queue and not acknowledged yet."""
+        return f"{self.prefix}:reserved" if backend is None else f"{self.prefix}:reserved:{backend}"
+
+    def messages(self, backend: str | None) -> list[str]:
+        """The two sorted sets of which one has a message that was sent: the queue and the reserved messages."""
+        return [self.queue(backend), self.reserved(backend)]
+
     def wakeups(self, backend: str | None) -> str:
         """The list that idle workers block on.
 
@@ -183,7 +191,7 @@ class JobQueue:
         try:
             async with self._calling():
                 for backend, its_messages in _by_backend(messages).items():
-                    keys = [self.keys.queue(backend), self.keys.turns(backend), self.keys.wakeups(backend)]
+                    keys = [*self.keys.messages(backend), self.keys.turns(backend), self.keys.wakeups(backend)]
                     args: list[Any] = [_MESSAGE_LIFETIME_MS, now - _MAX_CLOCK_SKEW_MS]
                     for message in its_messages:
                         args += (message_id(message), write_message(message, sent_ms=now), str(message.project_id))
@@ -196,7 +204,7 @@ class JobQueue:
         return [None] * len(messages)
 
     async def missing(self, messages: Sequence[JobMessage]) -> list[JobMessage]:
-        """Return those without a message in the queue, and delete the remains of their messages.
+        """Return those whose message is neither in the queue nor reserved, and delete the remains of their messages.
 
         Raises:
             QueueUnavailable: Redis does not answer, or refuses writes.
@@ -205,7 +213,7 @@ class JobQueue:
         async with self._calling():
             for backend, its_messages in _by_backend(messages).items():
                 ids = [*map(message_id, its_messages)]
-                positions = await self._missing(keys=[self.keys.queue(backend)], args=ids)
+                positions = await self._missing(keys=self.keys.messages(backend), args=ids)
                 missing += [its_messages[position - 1] for position in positions]
         return missing
 
@@ -220,7 +228,8 @@ class JobQueue:
         try:
             async with self._calling():
                 for backend, its_messages in _by_backend(messages).items():
-                    await self._acknowledge(keys=[self.keys.queue(backend)], args=[*map(message_id, its_messages)])
+                    ids = [*map(message_id, its_messages)]
+                    await self._acknowledge(keys=self.keys.messages(backend), args=ids)
         except QueueRefusesWrites:
             pass
         except QueueUnavailable as error:
@@ -292,7 +301,8 @@ class JobQueue:
             pipe.lpush(tried, b"")
             pipe.delete(tried)
             for backend in backends:
-                pipe.zscore(self.keys.queue(backend), "")
+                for messages in self.keys.messages(backend):
+                    pipe.zscore(messages, "")
                 pipe.zscore(self.keys.turns(backend), "")
                 pipe.ltrim(self.keys.wakeups(backend), 0, MAX_WAKEUPS - 1)
             await pipe.execute()

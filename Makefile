@@ -41,7 +41,7 @@ compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; C
 	@$(BIN)/python -m tests.compose "$(COMPOSE)" "$(ENGINE)"
 	@CISTERN_TEST_LONG=1 $(BIN)/python -m pytest -s tests/acceptance/test_podman.py tests/acceptance/test_volume_in_use.py
 
-bench: $(READY) .venv-peers/.ready .venv-peers-redis5/.ready ## Measure Cistern beside its peers; half an hour
+bench: $(READY) .venv-peers/.ready .venv-peers-redis5/.ready .venv-peers-node/.ready ## Measure Cistern beside its peers; half an hour
 	@$(BIN)/python benchmarks/race.py
 
 bench-bulk: $(READY) ## Measure a bulk expansion beside a naive one and beside a single statement; ten minutes
@@ -91,4 +91,12 @@ $(READY): requirements.lock pyproject.toml api/csi/csi.proto api/csi/generate.py
 	@echo "Setting up .venv-$* (once)"
 	@$(PYTHON) -m venv .venv-$*
 	@.venv-$*/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
+
+# Node.js comes from a Python package; npm installs the peers on it.
+.venv-peers-node/.ready: benchmarks/peers-node.lock benchmarks/peers/node/package-lock.json
+	@echo "Setting up .venv-peers-node (once)"
+	@$(PYTHON) -m venv .venv-peers-node
+	@.venv-peers-node/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@.venv-peers-node/bin/npm ci --prefix benchmarks/peers/node --ignore-scripts --no-audit --no-fund --silent
 	@touch $@

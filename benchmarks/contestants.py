@@ -1,21 +1,17 @@
-"""The contestants of a race: Cistern and its peers behind one interface."""
+"""The contestants of a race behind one interface, and Cistern as one of them."""
 
 # ruff: noqa: INP001 - benchmarks are not a package
 
 import asyncio
-import json
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 from arena import MAX_JOBS, Arena
-from servers import HERE, MIB, environment_for, insert_volumes
+from servers import MIB, environment_for, insert_volumes
 
 from domain.jobs.model import JobMessage
 
@@ -25,17 +21,9 @@ STALL_SECONDS: Final = 30.0
 PAGE: Final = 500
 #: Interval between counts of finished jobs; long, because each count reads the whole table.
 POLL_SECONDS: Final = 0.4
-VENVS: Final = {name: HERE.parent / f".venv-{name}" for name in ("peers", "peers-redis5")}
-#: The virtual environment of each peer: arq and SAQ do not work with the redis-py version that taskiq requires.
-MODULES: Final = {
-    **dict.fromkeys(("arq", "saq"), "peers-redis5"),
-    **dict.fromkeys(("taskiq", "dramatiq", "huey", "celery", "streaq", "procrastinate"), "peers"),
-}
-#: Peers that use Redis functions, which exist since Redis 7.
-NEEDS_NEWER_REDIS: Final = {"streaq"}
 
 # Counted from the end of the first tenth of the jobs, so that start-up time is not measured.
-_RATE: Final = """
+RATE: Final = """
     SELECT count(*) FILTER (WHERE {at} > began) / extract(epoch FROM max({at}) - began)
     FROM {table}, (SELECT percentile_disc(0.1) WITHIN GROUP (ORDER BY {at}) AS began FROM {table}) AS start
     GROUP BY began"""
@@ -43,10 +31,6 @@ _RATE: Final = """
 
 class Stuck(Exception):
     """No job was finished for ``STALL_SECONDS``."""
-
-
-class PeerFailed(Exception):
-    """A command of a peer's module failed."""
 
 
 class Contestant(Protocol):
@@ -106,86 +90,6 @@ async def until_done(contestant: Contestant, jobs: int) -> None:
 
 
 @dataclass(frozen=True)
-class PeerInRace:
-    """A peer, driven through the commands of its module in ``peers/``."""
-
-    arena: Arena
-    module: str
-    name: str
-    worker_command: Sequence[str]
-    settings: str
-    keeps: str
-    loses: str
-    expected_rate: int
-
-    async def prepare(self, jobs: int) -> None:
-        """Insert new rows, and enqueue a job for each."""
-        self.arena.flush_redis()
-        await self.insert_rows(jobs)
-        await self.run("enqueue", self.name, str(jobs))
-
-    async def insert_rows(self, count: int) -> None:
-        """Replace all rows by new ones."""
-        await self.arena.peers.execute("TRUNCATE work")
-        await self.arena.peers.execute("INSERT INTO work (id) SELECT generate_series(1, $1::integer)", count)
-        await self.arena.vacuum(self.arena.peers, "work")
-
-    def worker(self) -> AbstractContextManager[subprocess.Popen[bytes]]:
-        """Start the peer's worker."""
-        return self.arena.process([self._python, *self.worker_command], self._environment)
-
-    async def done(self) -> int:
-        """Return the number of updated rows."""
-        return int(await self.arena.peers.fetchval("SELECT count(done_at) FROM work"))
-
-    async def rate(self) -> float:
-        """Compute the rate from the times in the rows."""
-        return float(await self.arena.peers.fetchval(_RATE.format(at="done_at", table="work")))
-
-    async def run(self, *command: str) -> bytes:
-        """Run a command of the peer's module, and return its output."""
-        return await run_peer(self._python, self.module, *command, environment=self._environment)
-
-    @property
-    def _python(self) -> Path:
-        return VENVS[MODULES[self.module]] / "bin" / "python"
-
-    @property
-    def _environment(self) -> dict[str, str]:
-        redis_url = self.arena.newer_redis_url if self.module in NEEDS_NEWER_REDIS else self.arena.redis_url
-        return {"PEERS_DATABASE_URL": self.arena.peers_url, "PEERS_REDIS_URL": redis_url or ""}
-
-
-async def run_peer(python: Path, module: str, *command: str, environment: dict[str, str]) -> bytes:
-    """Run a command of a peer's module in the peer's Python, and return its output."""
-    process = await asyncio.create_subprocess_exec(
-        python,
-        *("-m", "peers", module, *command),
-        env=os.environ | {"PYTHONPATH": str(HERE)} | environment,
-        stdout=subprocess.PIPE,
-    )
-    output, _ = await process.communicate()
-    if process.returncode != 0:
-        raise PeerFailed(f"peers/{module}.py failed: {' '.join(command)}")
-    return output
-
-
-async def peers_of(arena: Arena) -> list[PeerInRace]:
-    """Return all peers that can run here, in all configurations."""
-    found = []
-    for module, venv in MODULES.items():
-        if module in NEEDS_NEWER_REDIS and arena.newer_redis_url is None:
-            continue
-        python = VENVS[venv] / "bin" / "python"
-        # Importing a peer's module requires the URL of Redis.
-        output = await run_peer(python, module, "about", environment={"PEERS_REDIS_URL": arena.redis_url})
-        for about in json.loads(output):
-            command = about.pop("worker")
-            found.append(PeerInRace(arena=arena, module=module, worker_command=command, **about))
-    return found
-
-
-@dataclass(frozen=True)
 class Cistern:
     """Cistern: expansions of volumes on null storage, in the state after `POST /volumes/ID/expand`."""
 
@@ -242,7 +146,7 @@ class Cistern:
         mismatches = await self.arena.cistern.fetchval(_NOT_GROWN, MIB)
         if mismatches:
             raise RuntimeError(f"{mismatches} volumes or jobs do not have the expected result")
-        return float(await self.arena.cistern.fetchval(_RATE.format(at="finished_at", table="jobs")))
+        return float(await self.arena.cistern.fetchval(RATE.format(at="finished_at", table="jobs")))
 
 
 _EXPANDING: Final = """

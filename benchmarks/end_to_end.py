@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from arena import Arena
-from contestants import Cistern, PeerInRace, until_done
+from contestants import Cistern, until_done
 from http_load import post, run_load
 from pacing import Pacing
+from peer_contestants import PeerInRace
 from servers import MIB, serving, wait_for_workers
 
 #: A time limit, in seconds, that is never reached.

@@ -2,7 +2,6 @@
 
 # ruff: noqa: INP001 - benchmarks are not a package
 
-import importlib.metadata
 import os
 import platform
 from datetime import UTC, datetime
@@ -12,12 +11,7 @@ from typing import Any
 import psutil
 import redis
 from arena import Arena
-from contestants import VENVS
-
-LISTED = {
-    "peers-redis5": ("arq", "saq"),
-    "peers": ("taskiq", "taskiq-redis", "dramatiq", "huey", "celery", "streaq", "procrastinate"),
-}
+from runtimes import RUNTIMES
 
 
 async def machine(arena: Arena) -> list[str]:
@@ -29,7 +23,7 @@ async def machine(arena: Arena) -> list[str]:
         f"- {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         f"- {os.cpu_count()} cores ({_processor()}), {memory} of memory, {platform.system()} {platform.release()}",
         f"- Python {platform.python_version()}, PostgreSQL {postgres}, Redis {_version(arena.redis_url)}{newer}",
-        f"- {', '.join(_packages())}",
+        f"- {', '.join(version for runtime in RUNTIMES if runtime.is_installed for version in runtime.versions())}",
     ]
 
 
@@ -37,17 +31,6 @@ def _version(url: str) -> str:
     with redis.Redis.from_url(url) as client:
         info: Any = client.info("server")
     return str(info["redis_version"])
-
-
-def _packages() -> list[str]:
-    packages = []
-    for venv, names in LISTED.items():
-        paths = [str(path) for path in VENVS[venv].glob("lib/python*/site-packages")]
-        for name in names:
-            packages += [
-                f"{name} {package.version}" for package in importlib.metadata.distributions(name=name, path=paths)
-            ]
-    return packages
 
 
 def _processor() -> str:

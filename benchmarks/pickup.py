@@ -16,8 +16,9 @@ from typing import Final
 
 import httpx
 from arena import Arena, cpu_seconds
-from contestants import Cistern, PeerFailed, PeerInRace, Stuck, until_done
+from contestants import Cistern, Stuck, until_done
 from pacing import Pacing
+from peer_contestants import PeerFailed, PeerInRace
 from peers.peer import PAUSES
 from servers import BEARER, MIB, serving
 

@@ -24,12 +24,14 @@ from typing import Any, Final
 
 from api_requests import api_requests
 from arena import MAX_JOBS, Arena, arena
-from contestants import VENVS, Cistern, Contestant, PeerInRace, peers_of
+from contestants import Cistern, Contestant
 from end_to_end import end_to_end
 from machine import machine
 from pacing import FULL, QUICK, Pacing
+from peer_contestants import PeerInRace, peers_of
 from pickup import pickup
 from replicas import replicas
+from runtimes import PEERS, RUNTIMES
 from servers import HERE, private_settings
 from tables import Table, api_table, end_to_end_table, pickup_table, replicas_table, throughput_table
 from throughput import throughput
@@ -66,7 +68,8 @@ class Race:
 
     async def pickup(self) -> None:
         """Measure the latency of an idle worker."""
-        results = await pickup(self.arena, self.peers, self.pacing)
+        queues = [peer for peer in self.peers if peer.has_queue]
+        results = await pickup(self.arena, queues, self.pacing)
         self.add_table(pickup_table(results))
         # A logarithmic axis cannot show a worker that began before the response arrived.
         values = {name: max(result.p99, 0.1) for name, result in results.items()}
@@ -105,9 +108,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare Cistern with its peers.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="one short round of each part")
-    parser.add_argument(
-        "--only", action="append", metavar="PEER", help="the name of a module in peers/; may be repeated"
-    )
+    modules = sorted({module for runtime in RUNTIMES for module in runtime.modules})
+    about_only = f"one of {', '.join(modules)}; may be repeated; default: all"
+    parser.add_argument("--only", action="append", default=[], choices=modules, metavar="PEER", help=about_only)
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - PARTS.keys():
         parser.error(f"unknown part: {', '.join(unknown)}; choose from {', '.join(PARTS)}")
@@ -121,12 +124,11 @@ def main() -> None:
         )
 
 
-async def run(settings: Settings, parts: list[str], only: list[str] | None, pacing: Pacing, target: Path) -> None:
+async def run(settings: Settings, parts: list[str], only: list[str], pacing: Pacing, target: Path) -> None:
     """Run these parts, and write their results."""
     began, load = time.monotonic(), os.getloadavg()[0]
     async with arena(settings) as race_arena:
-        peers = [peer for peer in await peers_of(race_arena) if not only or peer.module in only]
-        race = Race(race_arena, peers, pacing)
+        race = Race(race_arena, await peers_of(race_arena, only), pacing)
         for part in parts:
             print(f"\n{part}\n", flush=True)
             await PARTS[part](race)
@@ -146,7 +148,7 @@ def write(race: Race, lines: list[str], minutes: float, target: Path) -> None:
     )
     report = "\n\n".join([text, *map(str, race.tables)]) + "\n"
     (target / "RESULTS.md").write_text(report, encoding="utf-8")
-    command = [VENVS["peers"] / "bin" / "python", HERE / "plot.py", target / "results.png"]
+    command = [PEERS.interpreter, HERE / "plot.py", target / "results.png"]
     subprocess.run(command, input=json.dumps(race.charts), text=True, check=True)  # noqa: S603 (our own command)
     print(f"{minutes:.0f} minutes; written to {target.relative_to(HERE.parent)}")
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from statistics import median
 
-from contestants import Contestant, PeerFailed, Stuck, until_done
+from contestants import Contestant, Stuck, until_done
 from pacing import Pacing
+from peer_contestants import PeerFailed
 
 
 async def throughput(contestants: Sequence[Contestant], pacing: Pacing) -> dict[str, list[float]]:

@@ -32,10 +32,12 @@ class Peer:
     enqueue: Callable[[int], Awaitable[object]]
     enqueue_many: Callable[[Iterable[int]], Awaitable[None]]
     connected: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
+    #: False for the lower bound of the cost.
+    has_queue: bool = True
 
     def about(self) -> dict[str, object]:
         """Return its description for the tables, and the command of its worker."""
-        fields = ("name", "worker", "settings", "keeps", "loses", "expected_rate")
+        fields = ("name", "worker", "settings", "keeps", "loses", "expected_rate", "has_queue")
         return {name: getattr(self, name) for name in fields}
 
 

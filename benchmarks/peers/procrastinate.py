@@ -35,7 +35,6 @@ async def enqueue_many(rows: Iterable[int]) -> None:
     jobs = [{"row": row} for row in rows]
     for first in range(0, len(jobs), PAGE):
         await update.batch_defer_async(*jobs[first : first + PAGE])
-    await app.connector.execute_query_async("ANALYZE procrastinate_jobs")
 
 
 def run_worker(_: str) -> None:

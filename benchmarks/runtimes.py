@@ -70,5 +70,7 @@ RUNTIMES: Final = (
     # arq and SAQ do not work with the redis-py version that taskiq requires.
     Runtime("peers-redis5", modules=("arq", "saq"), packages=("arq", "saq")),
     PEERS,
-    NodeRuntime("peers-node", modules=("graphile_worker", "no_queue"), packages=("graphile-worker", "pg")),
+    NodeRuntime(
+        "peers-node", modules=("graphile_worker", "pgboss", "no_queue"), packages=("graphile-worker", "pg-boss", "pg")
+    ),
 )

@@ -6,17 +6,17 @@ export const DATABASE_URL = process.env.PEERS_DATABASE_URL;
 // As CONNECTIONS in ../work.py.
 export const CONNECTIONS = 20;
 
-const SET = "UPDATE work SET begun_ns = $1, done_at = clock_timestamp() WHERE id = $2";
+export const SET = "UPDATE work SET begun_ns = $1, done_at = clock_timestamp() WHERE id = $2";
 
 // The time in ns, to a microsecond: a number has no room for more.
 export function wallClockNs() {
   return Math.round((performance.timeOrigin + performance.now()) * 1e3) * 1e3;
 }
 
-// Update the row. `connections` is a pool, which commits each statement, or a client in a transaction.
-export async function doWork(connections, row) {
+// Update the row; the pool commits each statement.
+export async function doWork(pool, row) {
   // With a name, the statement is prepared once per connection, as in asyncpg.
-  await connections.query({ name: "work", text: SET, values: [wallClockNs(), row] });
+  await pool.query({ name: "work", text: SET, values: [wallClockNs(), row] });
 }
 
 export function openPool() {

@@ -63,8 +63,8 @@ class NodeRuntime(Runtime):
 
 PEERS: Final = Runtime(
     "peers",
-    modules=("taskiq", "dramatiq", "huey", "celery", "streaq", "procrastinate", "no_queue"),
-    packages=("taskiq", "taskiq-redis", "dramatiq", "huey", "celery", "streaq", "procrastinate"),
+    modules=("taskiq", "dramatiq", "huey", "celery", "streaq", "procrastinate", "pgqueuer", "no_queue"),
+    packages=("taskiq", "taskiq-redis", "dramatiq", "huey", "celery", "streaq", "procrastinate", "pgqueuer"),
 )
 RUNTIMES: Final = (
     # arq and SAQ do not work with the redis-py version that taskiq requires.

@@ -41,7 +41,7 @@ compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; C
 	@$(BIN)/python -m tests.compose "$(COMPOSE)" "$(ENGINE)"
 	@CISTERN_TEST_LONG=1 $(BIN)/python -m pytest -s tests/acceptance/test_podman.py tests/acceptance/test_volume_in_use.py
 
-bench: $(READY) .venv-peers/.ready .venv-peers-redis5/.ready .venv-peers-node/.ready ## Measure Cistern beside its peers; half an hour
+bench: $(READY) .venv-peers/.ready .venv-peers-redis5/.ready .venv-peers-node/.ready .venv-peers-oban/.ready ## Measure Cistern beside its peers; half an hour
 	@$(BIN)/python benchmarks/race.py
 
 bench-bulk: $(READY) ## Measure a bulk expansion beside a naive one and beside a single statement; ten minutes
@@ -100,3 +100,13 @@ $(READY): requirements.lock pyproject.toml api/csi/csi.proto api/csi/generate.py
 	@.venv-peers-node/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@.venv-peers-node/bin/npm ci --prefix benchmarks/peers/node --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
+
+# Without a Python that is new enough Oban does not take part. One that is not on the PATH: PYTHON_OBAN=... make bench
+.venv-peers-oban/.ready: benchmarks/peers-oban.lock
+	@for python in $(PYTHON_OBAN) $(PYTHON) python3.14 python3.13 python3.12; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
+			echo "Setting up .venv-peers-oban (once)" && $$python -m venv .venv-peers-oban && \
+			.venv-peers-oban/bin/python -m pip --disable-pip-version-check install --quiet --requirement $< && \
+			touch $@; exit; \
+		fi; \
+	done; echo "Oban needs Python 3.12 or newer: it is left out"

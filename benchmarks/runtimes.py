@@ -70,7 +70,11 @@ RUNTIMES: Final = (
     # arq and SAQ do not work with the redis-py version that taskiq requires.
     Runtime("peers-redis5", modules=("arq", "saq"), packages=("arq", "saq")),
     PEERS,
+    # It needs a newer Python than Cistern and the others.
+    Runtime("peers-oban", modules=("oban",), packages=("oban",)),
     NodeRuntime(
-        "peers-node", modules=("graphile_worker", "pgboss", "no_queue"), packages=("graphile-worker", "pg-boss", "pg")
+        "peers-node",
+        modules=("graphile_worker", "pgboss", "no_queue"),
+        packages=("graphile-worker", "pg-boss", "pg"),
     ),
 )

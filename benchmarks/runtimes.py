@@ -63,8 +63,15 @@ class NodeRuntime(Runtime):
 
 PEERS: Final = Runtime(
     "peers",
-    modules=("taskiq", "dramatiq", "huey", "celery", "streaq", "procrastinate", "pgqueuer", "no_queue"),
-    packages=("taskiq", "taskiq-redis", "dramatiq", "huey", "celery", "streaq", "procrastinate", "pgqueuer"),
+    modules=(
+        *("taskiq", "dramatiq", "huey", "celery", "streaq"),
+        *("procrastinate", "pgqueuer", "chancy", "awa"),
+        "no_queue",
+    ),
+    packages=(
+        *("taskiq", "taskiq-redis", "dramatiq", "huey", "celery", "streaq"),
+        *("procrastinate", "pgqueuer", "chancy", "awa-pg"),
+    ),
 )
 RUNTIMES: Final = (
     # arq and SAQ do not work with the redis-py version that taskiq requires.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from domain.storage.filesystems import FILESYSTEMS
 from tests.integration.host_builders import MIB, OTHER, ROOT, VOLUME, devices_of, mounted_at, volume_file
 from tests.integration.host_builders import host as host  # noqa: PLC0414 (a fixture)
 from tests.integration.host_builders import place as place  # noqa: PLC0414 (a fixture)
@@ -24,7 +25,6 @@ from worker.node.host.host import Host
 from worker.node.host.operations import HostOperations
 
 LONG = 60.0
-FILESYSTEMS = ["ext4", "xfs", "btrfs"]
 
 
 @pytest.fixture
@@ -53,6 +53,12 @@ class Writer:
 def written_out(file: RawIOBase, data: bytes) -> None:
     file.write(data)
     os.fsync(file.fileno())
+
+
+def stop(pid: int) -> None:
+    """Stop a child process, and wait until it has stopped: its threads go on until one of them takes the signal."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
 
 @contextmanager
@@ -179,7 +185,7 @@ def test_a_file_system_is_thawed_when_the_agent_is_killed(mounted: Path) -> None
 
 def test_a_file_system_is_thawed_in_time_while_the_agent_is_stopped(mounted: Path) -> None:
     with agent(mounted, 1.0) as (child, _):
-        child.send_signal(signal.SIGSTOP)
+        stop(child.pid)
 
         assert Writer(mounted).wait(5) == 0
 
@@ -206,7 +212,7 @@ def test_a_file_system_is_thawed_when_the_guard_is_stopped(mounted: Path, monkey
     held.start()
 
     assert held.guard_pid
-    os.kill(held.guard_pid, signal.SIGSTOP)
+    stop(held.guard_pid)
     try:
         assert Writer(mounted).wait(5) == 0
         assert held.release() is False
@@ -219,7 +225,7 @@ def test_a_file_system_is_thawed_when_the_guard_is_stopped(mounted: Path, monkey
 def test_what_is_left_frozen_is_thawed_at_the_start(host: HostOperations, mounted: Path) -> None:
     with agent(mounted, LONG) as (child, guard):
         os.kill(guard, signal.SIGSTOP)
-        child.send_signal(signal.SIGSTOP)
+        stop(child.pid)
         os.kill(guard, signal.SIGKILL)
         child.kill()
         writer = Writer(mounted)

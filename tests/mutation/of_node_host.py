@@ -14,7 +14,7 @@ NODE_HOST: Final = (
         "worker/node/host/loop_devices.py",
         "            with file_locked(file):",
         "            if True:",
-        (f"{HOST}test_many_nodes_that_attach_a_file_at_once_give_it_one_device",),
+        ("tests/integration/test_node_host_sharing.py::test_many_nodes_that_attach_a_file_at_once_give_it_one_device",),
     ),
     Mutation(
         "device-of-another-program",
@@ -22,7 +22,9 @@ NODE_HOST: Final = (
         "worker/node/host/loop_devices.py",
         "        if any(device.status.mark != mark for device in found):",
         "        if not found and mark != mark:",
-        (f"{HOST}test_a_file_that_a_loop_device_of_another_program_has_is_refused",),
+        (
+            "tests/integration/test_node_host_sharing.py::test_a_file_that_a_loop_device_of_another_program_has_is_refused",
+        ),
     ),
     Mutation(
         "earlier-file-passes-for-the-new-one",
@@ -38,7 +40,9 @@ NODE_HOST: Final = (
         "worker/node/host/loop_devices.py",
         "            with _opened(device.path, os.O_RDONLY | os.O_EXCL) as handle:",
         "            with _opened(device.path, os.O_RDONLY) as handle:",
-        (f"{HOST}test_a_volume_that_is_mounted_in_another_mount_namespace_keeps_its_device",),
+        (
+            "tests/integration/test_node_host_in_use.py::test_a_volume_that_is_mounted_in_another_mount_namespace_keeps_its_device",
+        ),
     ),
     Mutation(
         "lost-volume-is-written",
@@ -89,6 +93,6 @@ NODE_HOST: Final = (
         "worker/node/host/mounts.py",
         "            if next(entries, None) is not None:",
         "            if next(entries, None) is directory:",
-        (f"{HOST}test_a_directory_with_content_or_another_mount_is_no_target",),
+        ("tests/integration/test_node_host_in_use.py::test_a_directory_with_content_or_another_mount_is_no_target",),
     ),
 )

@@ -64,13 +64,13 @@ class NodeRuntime(Runtime):
 PEERS: Final = Runtime(
     "peers",
     modules=(
-        *("taskiq", "dramatiq", "huey", "celery", "streaq"),
-        *("procrastinate", "pgqueuer", "chancy", "awa"),
+        *("taskiq", "dramatiq", "huey", "celery", "streaq", "docket"),
+        *("procrastinate", "pgqueuer", "chancy", "awa", "dbos", "absurd"),
         "no_queue",
     ),
     packages=(
-        *("taskiq", "taskiq-redis", "dramatiq", "huey", "celery", "streaq"),
-        *("procrastinate", "pgqueuer", "chancy", "awa-pg"),
+        *("taskiq", "taskiq-redis", "dramatiq", "huey", "celery", "streaq", "pydocket"),
+        *("procrastinate", "pgqueuer", "chancy", "awa-pg", "dbos", "absurd-sdk"),
     ),
 )
 RUNTIMES: Final = (

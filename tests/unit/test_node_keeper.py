@@ -115,6 +115,7 @@ async def test_volume_that_a_job_attaches_or_detaches_is_left_alone(host: FakeHo
         await host.attach(FILE, volume.id, "xfs")
     host.calls.clear()
     await keeper.look()
+    await keeper.idle()
 
     assert host.calls == [("found", None)]
     assert known.reports == []

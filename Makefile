@@ -41,7 +41,9 @@ compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; C
 	@$(BIN)/python -m tests.compose "$(COMPOSE)" "$(ENGINE)"
 	@CISTERN_TEST_LONG=1 $(BIN)/python -m pytest -s tests/acceptance/test_podman.py tests/acceptance/test_volume_in_use.py
 
-bench: $(READY) .venv-peers/.ready .venv-peers-redis5/.ready .venv-peers-node/.ready .venv-peers-oban/.ready ## Measure Cistern beside its peers; half an hour
+PEERS := peers peers-redis5 peers-oban peers-node
+
+bench: $(READY) $(PEERS:%=.venv-%/.ready) ## Measure Cistern beside its peers; three quarters of an hour
 	@$(BIN)/python benchmarks/race.py
 
 bench-bulk: $(READY) ## Measure a bulk expansion beside a naive one and beside a single statement; ten minutes

@@ -242,6 +242,21 @@ async def test_codes_of_jobs_and_items_link_to_their_explanation(client: httpx.A
     assert "/problems/of-another-package" not in jobs
 
 
+async def test_page_of_a_bulk_job_is_followed_until_its_lanes_have_ended(
+    client: httpx.AsyncClient, services: Services
+) -> None:
+    await add_jobs(services, JobStatus.PARTIAL, kind="bulk.expand")
+    ((job_id,),) = await sql(services, "SELECT id FROM jobs")
+    await add_jobs(services, JobStatus.QUEUED, kind="bulk.lane")
+    await sql(services, "UPDATE jobs SET parent_id = :id WHERE kind = 'bulk.lane'", id=job_id)
+    before = (await client.get(f"/jobs/{job_id}")).text
+    await sql(services, "UPDATE jobs SET status = 'succeeded', finished_at = now() WHERE kind = 'bulk.lane'")
+    after = (await client.get(f"/jobs/{job_id}")).text
+
+    assert f'data-follow="{job_id}"' in before
+    assert 'data-follow=""' in after
+
+
 async def test_page_of_a_volume_shows_its_three_sizes_and_why_its_file_system_is_smaller(
     client: httpx.AsyncClient, services: Services
 ) -> None:

@@ -1,14 +1,13 @@
-"""The dashboard in a real browser: what people do there, and that it says so when the server is away."""
+"""The dashboard in a real browser: what people do there."""
 
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from playwright.async_api import Browser, Route, expect
+from playwright.async_api import Browser, expect
 from uuid_utils.compat import uuid7
 
 from domain.access.model import Role
@@ -17,32 +16,15 @@ from domain.services import Services
 from domain.settings import Settings
 from tests.integration.conftest import RunningWorker
 from tests.integration.dashboard_builders import PATIENCE, Dashboard, a_key, a_page, served
+from tests.integration.dashboard_fixtures import browser as browser  # noqa: PLC0414 (a fixture)
+from tests.integration.dashboard_fixtures import dashboard as dashboard  # noqa: PLC0414 (a fixture)
+from tests.integration.dashboard_fixtures import settings as settings  # noqa: PLC0414 (a fixture)
 from tests.integration.job_builders import a_queued_expand, a_volume, sql
 from tests.integration.project_builders import a_project
-from tests.support.browser import CHROMIUM, NO_CHROMIUM, a_browser, violations
+from tests.support.browser import CHROMIUM, NO_CHROMIUM, violations
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)]
 SCRIPT = "<script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\">"
-
-
-@pytest.fixture
-def settings(bulk_settings: Settings) -> Settings:
-    """Storage that can be held up, so that jobs can be watched, and a host for webhooks."""
-    return bulk_settings.model_copy(update={"webhook_hosts": ("hooks.example",)})
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    async with a_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
-async def dashboard(services: Services, browser: Browser) -> AsyncIterator[Dashboard]:
-    """A browser that has signed in with a system key."""
-    async with served(services) as port, a_page(browser, port) as dashboard:
-        await dashboard.sign_in()
-        yield dashboard
 
 
 async def test_volume_is_created_and_its_job_watched_to_the_end(
@@ -273,11 +255,13 @@ async def test_page_of_a_project_that_another_tab_has_left_for_good_says_so(
 ) -> None:
     await a_volume(services, name="seen-before")
     await dashboard.open("/volumes")
+    await dashboard.press("Pause updates")  # between the two keys it would be sent to sign in
     search = await a_project(services, "search")
     other = Dashboard(await dashboard.page.context.new_page(), dashboard.address)
     await other.open("/")
     await other.press("Sign out")
     await other.sign_in(search.key)
+    await dashboard.press("Resume updates")
 
     await dashboard.shows("does not see the project default")
     await dashboard.shows("seen-before")
@@ -362,35 +346,6 @@ async def test_session_begins_with_a_key_and_ends_with_sign_out(services: Servic
 
         assert "/sign-in?next=" in dashboard.page.url
         assert await sql(services, "SELECT count(*) FROM sessions") == [(0,)]
-
-
-async def test_page_says_when_the_server_is_away_and_goes_on_when_it_is_back(
-    services: Services, browser: Browser
-) -> None:
-    async with served(services) as port, a_page(browser, port) as dashboard:
-        await dashboard.sign_in()
-        await dashboard.shows("No worker is alive")
-    # The page is closed with the block, so the second one stays open across the restart.
-    async with a_page(browser, port) as dashboard:
-        async with served(services, port=port):
-            await dashboard.sign_in()
-        await dashboard.shows("Cistern does not answer.")
-        async with served(services, port=port):
-            await expect(dashboard.page.locator("#away")).to_be_hidden(timeout=PATIENCE)
-
-
-async def test_page_goes_on_after_a_request_that_was_never_answered(dashboard: Dashboard, services: Services) -> None:
-    page, volume = dashboard.page, await a_volume(services, backend="null")
-    await dashboard.open(f"/volumes/{volume.id}")
-
-    async def never_answer(_: Route) -> None:
-        """Leave the request waiting."""
-
-    async with page.expect_request(f"**/volumes/{volume.id}"):
-        await page.route(f"**/volumes/{volume.id}", never_answer, times=1)
-    await sql(services, """UPDATE volumes SET labels = '{"team": "late"}'""")
-
-    await dashboard.shows("team: late")
 
 
 async def test_history_of_a_volume_is_drawn_and_described(dashboard: Dashboard, services: Services) -> None:

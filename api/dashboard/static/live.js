@@ -10,6 +10,7 @@ const WAIT = 10000;
 
 let paused = false;
 let running = null;
+let next = null;
 
 function away(text) {
   const element = document.getElementById("away");
@@ -78,12 +79,20 @@ async function load() {
   away("");
 }
 
-// Bring the page up to date. Of calls at the same time all wait for one request.
+// Bring the page up to date, by a request that begins now or later: one under way may be answered with what was before.
+// Of calls during a request all wait for the same next one.
 export function refresh() {
-  running ??= load()
-    .catch(() => away("Cistern does not answer. This page goes on when it is back."))
-    .finally(() => { running = null; });
-  return running;
+  if (running === null) {
+    running = load()
+      .catch(() => away("Cistern does not answer. This page goes on when it is back."))
+      .finally(() => { running = null; });
+    return running;
+  }
+  next ??= running.then(() => {
+    next = null;
+    return refresh();
+  });
+  return next;
 }
 
 export function startLive() {
@@ -102,7 +111,8 @@ export function startLive() {
     }
   });
   setInterval(() => {
-    if (!paused && document.visibilityState === "visible" && document.querySelector("dialog[open]") === null) {
+    const isWanted = !paused && document.visibilityState === "visible" && document.querySelector("dialog[open]") === null;
+    if (isWanted && running === null) {
       refresh();
     }
   }, SECONDS * 1000);

@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 
 from standardwebhooks import Webhook
@@ -45,6 +45,15 @@ class Receiver:
         self.serving.add(asyncio.create_task(self._serve(reader, writer)))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one request; a client that gives up before it has sent its request has sent none."""
+        try:
+            with suppress(asyncio.IncompleteReadError):
+                await self._receive(reader, writer)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Read one request, keep it and answer; an empty answer is none, until the client has left."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
@@ -54,8 +63,6 @@ class Receiver:
             writer.write(f"HTTP/1.1 {answer}\r\n\r\n".encode())
         else:
             await reader.read()
-        writer.close()
-        await writer.wait_closed()
 
 
 @asynccontextmanager

@@ -20,8 +20,9 @@ COMMANDS = {
     "serve": ("-m", "api.cli", "serve", "--port", "0"),
     "up": ("-m", "api.cli", "up", "--port", "FREE_PORT"),
 }
-#: The first process of a PID namespace, as in a container: it ignores a signal that has no handler.
-AS_FIRST = ("unshare", "--fork", "--pid", "--mount-proc", "--kill-child")
+#: The first process of a PID namespace, as in a container: it ignores a signal that has no handler. It has no mount
+#: namespace of its own: that would hold copies of the volumes that other tests have mounted, and keep them in use.
+AS_FIRST = ("unshare", "--fork", "--pid", "--kill-child")
 SECONDS = 5.0
 
 

@@ -43,7 +43,7 @@ from domain.operations import BUSY, VolumeState
 from domain.projects.quota import UNLIMITED, Room, lock_rooms
 from domain.storage.context import Stopped, StopReason
 from domain.volumes.filesystems.repository import record_growths
-from domain.volumes.model import LockedVolume
+from domain.volumes.model import VolumeRow
 from domain.volumes.repository import VolumeRepository
 
 #: Delay until a lane retries volumes whose storage hangs.
@@ -278,7 +278,7 @@ async def _decide_chunk(
     step: _Step,
     operation: BulkOperation,
     lane: Lane,
-    pairs: Sequence[tuple[ItemRef, LockedVolume | None]],
+    pairs: Sequence[tuple[ItemRef, VolumeRow | None]],
     used: Mapping[UUID, int | None],
 ) -> list[ItemUpdate]:
     """Decide about every item of a chunk: by its volume's state if that settles it, else by the operation and room."""
@@ -299,7 +299,7 @@ def _within(room: Room, operation: BulkOperation, update: ItemUpdate) -> ItemUpd
     return update
 
 
-def _decide_by_state(item: ItemRef, volume: LockedVolume | None, lane: Lane) -> ItemUpdate | None:
+def _decide_by_state(item: ItemRef, volume: VolumeRow | None, lane: Lane) -> ItemUpdate | None:
     """Decide about an item by the state of its volume, whose row is locked; None if the volume is available.
 
     CLAIMED: the parent job holds the volume already. PENDING: the volume is busy with another job.

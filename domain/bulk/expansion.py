@@ -21,7 +21,7 @@ from domain.storage.growing import grow
 from domain.volumes.filesystems.growth import grown_offline
 from domain.volumes.filesystems.repository import usage_of
 from domain.volumes.filesystems.usage import VolumeUsage
-from domain.volumes.model import LockedVolume
+from domain.volumes.model import VolumeRow
 from domain.volumes.repository import VolumeRepository
 
 
@@ -60,7 +60,7 @@ class ExpandOperation(BulkOperation):
         self,
         session: AsyncSession,
         lane: Lane,
-        volumes: Sequence[tuple[ItemRef, LockedVolume]],
+        volumes: Sequence[tuple[ItemRef, VolumeRow]],
         used: Mapping[UUID, int | None],
     ) -> list[ItemUpdate]:
         """Store the measured usage; decide by the policy which volumes to expand, and to which size."""
@@ -73,7 +73,7 @@ class ExpandOperation(BulkOperation):
         self,
         session: AsyncSession,
         _: Lane,
-        volumes: Sequence[tuple[ItemUpdate, LockedVolume]],
+        volumes: Sequence[tuple[ItemUpdate, VolumeRow]],
         newly_acquired: Mapping[UUID, int],
     ) -> list[ItemWork]:
         """Return the work; there is nothing to write down, since the updates already have the sizes."""
@@ -127,7 +127,7 @@ class ExpandOperation(BulkOperation):
 
 
 async def _usages(
-    session: AsyncSession, volumes: Sequence[LockedVolume], policy: Policy, measured: Mapping[UUID, int | None]
+    session: AsyncSession, volumes: Sequence[VolumeRow], policy: Policy, measured: Mapping[UUID, int | None]
 ) -> Mapping[UUID, VolumeUsage]:
     """Return what is known of the use of locked volumes: as measured now, or from their rows if the policy needs it.
 
@@ -145,7 +145,7 @@ async def _usages(
     return usages
 
 
-def _decide_one(item: ItemRef, volume: LockedVolume, policy: Policy, usage: VolumeUsage | None) -> ItemUpdate:
+def _decide_one(item: ItemRef, volume: VolumeRow, policy: Policy, usage: VolumeUsage | None) -> ItemUpdate:
     """Decide about one item: by the size stored in it, if this is a retry, else by the policy."""
     decision: int | ItemCode
     used = None if usage is None else usage.used

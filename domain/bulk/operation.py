@@ -19,7 +19,7 @@ from domain.jobs.attempt import Payload
 from domain.operations import VolumeState
 from domain.storage.context import Fence, Grant, Stopped
 from domain.storage.errors import BackendUnavailable, FenceRefused, StorageBusy, TransientStorageError
-from domain.volumes.model import LockedVolume
+from domain.volumes.model import VolumeRow
 from domain.volumes.repository import Release, VolumeRepository
 
 _MAX_TRIES: Final = 3
@@ -179,7 +179,7 @@ class BulkOperation(ABC):
         self,
         session: AsyncSession,
         lane: Lane,
-        volumes: Sequence[tuple[ItemRef, LockedVolume]],
+        volumes: Sequence[tuple[ItemRef, VolumeRow]],
         used: Mapping[UUID, int | None],
     ) -> list[ItemUpdate]:
         """Decide about items whose volumes are available and locked: CLAIMED to work on them, else why not."""
@@ -189,7 +189,7 @@ class BulkOperation(ABC):
         self,
         session: AsyncSession,
         lane: Lane,
-        volumes: Sequence[tuple[ItemUpdate, LockedVolume]],
+        volumes: Sequence[tuple[ItemUpdate, VolumeRow]],
         newly_acquired: Mapping[UUID, int],
     ) -> list[ItemWork]:
         """Write down what the work needs and return the work.

@@ -28,7 +28,7 @@ from domain.storage.consistency import take_snapshot
 from domain.storage.context import Grant
 from domain.volumes.attachments.freezing import Freezer
 from domain.volumes.attachments.repository import attached_ones
-from domain.volumes.model import MAX_NAME, LockedVolume
+from domain.volumes.model import MAX_NAME, VolumeRow
 
 #: Length of what is added to the name: the time, and the end of the schedule's id. It tells the snapshots of different
 #: runs apart, also of two schedules with the same name that are due at the same time.
@@ -123,7 +123,7 @@ class SnapshotOperation(BulkOperation):
         self,
         session: AsyncSession,
         lane: Lane,
-        volumes: Sequence[tuple[ItemRef, LockedVolume]],
+        volumes: Sequence[tuple[ItemRef, VolumeRow]],
         _: Mapping[UUID, int | None],
     ) -> list[ItemUpdate]:
         """Decide to take a snapshot of every volume that has none of this name."""
@@ -142,7 +142,7 @@ class SnapshotOperation(BulkOperation):
         self,
         session: AsyncSession,
         lane: Lane,
-        volumes: Sequence[tuple[ItemUpdate, LockedVolume]],
+        volumes: Sequence[tuple[ItemUpdate, VolumeRow]],
         newly_acquired: Mapping[UUID, int],
     ) -> list[ItemWork]:
         """Insert the snapshots of newly acquired volumes; those of the others were inserted by earlier attempts."""
@@ -216,7 +216,7 @@ def _releases(
     return releases
 
 
-def _new_snapshot(volume: LockedVolume, lane: Lane) -> Snapshot:
+def _new_snapshot(volume: VolumeRow, lane: Lane) -> Snapshot:
     return Snapshot(
         id=uuid7(),
         project_id=volume.project_id,

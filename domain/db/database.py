@@ -89,7 +89,7 @@ class Database:
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
-        """Open a connection in autocommit mode, for one statement: one round trip instead of three.
+        """Open a connection on which each statement is a transaction of its own: one round trip instead of three.
 
         Raises:
             DatabaseUnavailable: as `transaction`.

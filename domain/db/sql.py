@@ -5,9 +5,9 @@ JSON: asyncpg looks at each element of an array, so that ten of them take longer
 rows have three columns or fewer, each column is an array.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from pydantic_core import to_json
@@ -18,6 +18,10 @@ from sqlalchemy.sql.elements import KeyedColumnElement
 from sqlalchemy.types import TypeEngine
 
 from domain.db.base import Base
+
+Value = TypeVar("Value")
+#: What PostgreSQL assumes of an array whose value it does not know when it plans.
+_ASSUMED_ELEMENTS: Final = 10
 
 
 def array_rows(rows: Iterable[Mapping[str, Any]], /, **columns: TypeEngine[Any]) -> TableValuedAlias:
@@ -42,8 +46,18 @@ def unnested(name: str, /, **types: str) -> str:
 
 
 def as_arrays(rows: Sequence[Any]) -> dict[str, list[Any]]:
-    """Convert named tuples of one type, at least one, to the array parameters of `unnested`."""
-    return dict(zip(rows[0]._fields, map(list, zip(*rows, strict=True)), strict=True))
+    """Convert named tuples of one type, at least one, to the array parameters of `unnested`, as `as_array` does."""
+    return dict(zip(rows[0]._fields, map(list, zip(*as_array(rows), strict=True)), strict=True))
+
+
+def as_array(values: Collection[Value]) -> list[Value]:
+    """Convert values to an array parameter of at least ten elements: the last one is repeated, which has no effect.
+
+    PostgreSQL plans for ten elements of an array that it does not know. It would find a plan for fewer ones cheaper,
+    and so plan each execution anew, which takes longer than the execution.
+    """
+    array = [*values]
+    return array + array[-1:] * (_ASSUMED_ELEMENTS - len(array))
 
 
 def recordset(name: str, /, rows: str = "rows", **types: str) -> str:

@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 from sqlalchemy import func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
 from domain import metrics, tracing
@@ -133,7 +133,7 @@ async def accepting(database: Database, origin: RequestOrigin) -> AsyncIterator[
         log_accepted(request.job)
 
 
-async def rooms_of(session: AsyncSession, actors: Iterable[Actor]) -> Mapping[UUID, Room]:
+async def rooms_of(session: AsyncSession | AsyncConnection, actors: Iterable[Actor]) -> Mapping[UUID, Room]:
     """Lock the projects of those of these actors that have limits, and return the room in each."""
     limited = {actor.project_id for actor in actors if actor.is_limited}
     return await lock_rooms(session, limited) if limited else {}

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ARRAY, BigInteger, Row, Uuid, bindparam, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from domain import metrics
 from domain.errors import QuotaExceeded
@@ -103,7 +103,7 @@ async def has_limits(session: AsyncSession, project_id: UUID) -> bool:
     return await session.scalar(HAS_LIMITS, {"id": project_id}) is not None
 
 
-async def lock_rooms(session: AsyncSession, project_ids: Collection[UUID]) -> Mapping[UUID, Room]:
+async def lock_rooms(session: AsyncSession | AsyncConnection, project_ids: Collection[UUID]) -> Mapping[UUID, Room]:
     """Lock projects and return the room in each; one without limits is not locked.
 
     Call it before any other row of the project is locked, so that no two transactions wait for each other.

@@ -96,8 +96,8 @@ class Volume(Owned):
         return growth
 
 
-class LockedVolume(NamedTuple):
-    """The columns of a locked row that batches need. A plain tuple: a bulk job may read a million of them."""
+class VolumeRow(NamedTuple):
+    """The columns of a volume that batches need. A plain tuple: a bulk job may read a million of them."""
 
     id: UUID
     project_id: UUID
@@ -110,7 +110,7 @@ class LockedVolume(NamedTuple):
     autogrow: dict[str, Any] | None
     filesystem: str | None
 
-    def after_acquisition(self, state: VolumeState, job_id: UUID) -> "LockedVolume":
+    def after_acquisition(self, state: VolumeState, job_id: UUID) -> "VolumeRow":
         """Return the row as it will be when ``job_id`` has acquired it; its version goes up by one.
 
         Raises:
@@ -120,7 +120,7 @@ class LockedVolume(NamedTuple):
         return self._replace(state=state, job_id=job_id, version=self.version + 1)
 
 
-def require_move(volume: Volume | LockedVolume, state: VolumeState) -> None:
+def require_move(volume: Volume | VolumeRow, state: VolumeState) -> None:
     """Require that a volume can move to ``state`` now.
 
     Raises:

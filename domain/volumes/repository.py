@@ -2,95 +2,21 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import BigInteger, TextualSelect, Uuid, func, select, text, update
+from sqlalchemy import BigInteger, TextualSelect, Uuid, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.db.base import find_owned
-from domain.db.sql import array_rows, as_arrays, as_rows, insertion, unnested
+from domain.db.sql import array_rows, as_array, as_arrays
 from domain.errors import NameTaken, VolumeNotFound
 from domain.id_prefix import begins_with
 from domain.operations import VolumeState
+from domain.volumes import statements
 from domain.volumes.attachments.repository import AttachmentRepository
-from domain.volumes.model import LockedVolume, Volume, require_move
-
-# --- the frequent statements, as text ---------------------------------------------------------------------------
-#
-# Building them takes SQLAlchemy longer than PostgreSQL takes to run them. A job or a chunk of items needs a few of them
-# each; `benchmarks/race.py throughput` and `benchmarks/bulk.py` show their cost. Each is prepared against the schema by
-# a test. Everything else is written with SQLAlchemy.
-
-_LOCKED_COLUMNS: Final = ", ".join(LockedVolume._fields)
-
-
-def _release_statement(change: str) -> TextualSelect:
-    """Build the SQL that changes every volume still held by its job.
-
-    Rows are locked in the order of their ids before they change: UPDATE locks rows in the order in which it finds them,
-    and two statements with different orders could deadlock. The ids are also passed to WHERE, so that the planner does
-    not choose a sequential scan for a few hundred of them.
-    """
-    releases = unnested("release", volume_id="uuid", job_id="uuid", size="bigint")
-    return text(f"""
-            WITH held AS MATERIALIZED (
-                SELECT volumes.id, release.size
-                FROM volumes JOIN {releases} ON volumes.id = release.volume_id AND volumes.job_id = release.job_id
-                WHERE volumes.id = ANY(CAST(:volume_id AS uuid[]))
-                ORDER BY volumes.id FOR NO KEY UPDATE OF volumes
-            )
-            {change} volumes.id = held.id RETURNING volumes.id
-    """).columns(id=Uuid())  # noqa: S608 (built from constants)
-
-
-def _lock_statement(locking: str) -> TextualSelect:
-    """Build the SQL that locks and reads volumes, in the order of their ids."""
-    return text(f"""
-        SELECT {_LOCKED_COLUMNS} FROM volumes WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id {locking}
-    """).columns(*(getattr(Volume, name) for name in LockedVolume._fields))  # noqa: S608 (built from constants)
-
-
-#: Insert volumes whose names are free in their projects, in the order of names: two transactions that add the same
-#: names cannot deadlock.
-#: The sort also runs before the first row is written, so that lock_timeout is set before any wait for a name that
-#: another transaction has inserted and not yet committed.
-ADD_WITH_FREE_NAMES: Final = text(f"""
-    {insertion(Volume, extra_from="set_config('lock_timeout', '100ms', true),")}
-    ORDER BY given.project_id, given.name
-    ON CONFLICT (project_id, name) DO NOTHING
-    RETURNING id
-""").columns(id=Uuid())
-
-#: Lock and read volumes; wait for locked rows.
-LOCK: Final = _lock_statement("FOR UPDATE")
-#: Lock and read volumes that no other transaction has locked.
-LOCK_WITHOUT_WAITING: Final = _lock_statement("FOR NO KEY UPDATE SKIP LOCKED")
-
-#: Acquire locked volumes, each for a job.
-ACQUIRE: Final = text(f"""
-    UPDATE volumes
-    SET state = :state, job_id = acquired.job_id, growing_to = acquired.growing_to, version = version + 1,
-        updated_at = now()
-    FROM {unnested("acquired", id="uuid", job_id="uuid", growing_to="bigint")}
-    WHERE volumes.id = acquired.id AND volumes.id = ANY(CAST(:id AS uuid[]))
-""")  # noqa: S608 (built from constants)
-
-#: Move volumes to an idle state, with a new size if one is given.
-RELEASE: Final = _release_statement("""
-    UPDATE volumes
-    SET state = :state, job_id = NULL, version = version + 1,
-        size = coalesce(held.size, volumes.size), growing_to = NULL, updated_at = now(),
-        grown_at = CASE WHEN volumes.state = 'expanding' AND held.size > volumes.size THEN now()
-            ELSE volumes.grown_at END
-    FROM held WHERE
-""")
-#: Delete the rows of volumes.
-REMOVE: Final = _release_statement("DELETE FROM volumes USING held WHERE")
-
-
-# --- the table ----------------------------------------------------------------------------------------------------
+from domain.volumes.model import Volume, VolumeRow, require_move
 
 
 @dataclass(frozen=True)
@@ -109,12 +35,11 @@ class VolumeFilter:
     ids: Collection[UUID] = ()
 
 
-class Acquisition(NamedTuple):
+class _Acquisition(NamedTuple):
     """A volume that a job acquires, and the size in bytes that the job may give it; None leaves the size unchanged."""
 
     id: UUID
-    job_id: UUID
-    growing_to: int | None = None
+    growing_to: int | None
 
 
 class Release(NamedTuple):
@@ -154,17 +79,6 @@ class VolumeRepository:
             if "volumes_project_id_name_idx" in str(error.orig):
                 raise name_taken(name) from error
             raise
-
-    async def add_with_free_names(self, volumes: Sequence[Volume]) -> set[UUID]:
-        """Insert those of these volumes whose names are free, and return their ids.
-
-        Of two volumes with the same name the first is inserted. If an open transaction has inserted one of the names,
-        the statement waits for it for up to 100 ms, which delays the whole batch.
-
-        Raises:
-            DatabaseUnavailable: that transaction has not ended within 100 ms (see `was_lock_timeout`).
-        """
-        return set((await self._session.scalars(ADD_WITH_FREE_NAMES, {"rows": as_rows(volumes)})).all())
 
     async def get(self, volume_id: UUID, project_id: UUID) -> Volume:
         """Read one volume of a project.
@@ -224,25 +138,17 @@ class VolumeRepository:
         query = select(Volume.id).where(Volume.backend == backend, Volume.state == VolumeState.AVAILABLE).limit(limit)
         return (await self._session.scalars(query)).all()
 
-    async def lock_many(self, volume_ids: Collection[UUID]) -> Sequence[LockedVolume]:
+    async def lock_many(self, volume_ids: Collection[UUID]) -> Sequence[VolumeRow]:
         """Lock and read those of these volumes that exist, in the order of their ids; wait for locked rows."""
-        return [LockedVolume(*row) for row in await self._session.execute(LOCK, {"ids": list(volume_ids)})]
-
-    async def lock_without_waiting(self, volume_ids: Collection[UUID]) -> Sequence[LockedVolume]:
-        """Lock and read those of these volumes that exist and are not locked by another transaction."""
-        rows = await self._session.execute(LOCK_WITHOUT_WAITING, {"ids": list(volume_ids)})
-        return [LockedVolume(*row) for row in rows]
-
-    async def acquire_each(self, acquisitions: Sequence[Acquisition], state: VolumeState) -> None:
-        """Acquire locked volumes, at least one, each for its own job."""
-        await self._session.execute(ACQUIRE, {**as_arrays(acquisitions), "state": state})
+        return [VolumeRow(*row) for row in await self._session.execute(statements.LOCK, {"ids": as_array(volume_ids)})]
 
     async def acquire_many(
-        self, volumes: Sequence[LockedVolume], state: VolumeState, job_id: UUID, sizes: Mapping[UUID, int | None]
+        self, volumes: Sequence[VolumeRow], state: VolumeState, job_id: UUID, sizes: Mapping[UUID, int | None]
     ) -> dict[UUID, int]:
         """Acquire locked volumes for one job, and return their new versions; ``sizes`` in bytes, if it grows them."""
         if volumes:
-            await self.acquire_each([Acquisition(one.id, job_id, sizes.get(one.id)) for one in volumes], state)
+            acquisitions = as_arrays([_Acquisition(one.id, sizes.get(one.id)) for one in volumes])
+            await self._session.execute(statements.ACQUIRE, {**acquisitions, "state": state, "job_id": job_id})
         return {volume.id: volume.version + 1 for volume in volumes}
 
     async def raise_versions(self, volume_ids: Collection[UUID], job_id: UUID, *, above: int = 0) -> None:
@@ -289,11 +195,11 @@ class VolumeRepository:
 
     async def release(self, releases: Sequence[Release], state: VolumeState) -> Sequence[UUID]:
         """Move volumes to the idle ``state`` and clear their job; return the ids of those that their job still held."""
-        return await self._release(RELEASE, releases, state=state)
+        return await self._release(statements.RELEASE, releases, state=state)
 
     async def remove(self, releases: Sequence[Release]) -> Sequence[UUID]:
         """Delete the rows of deleted volumes; return the ids of those that their job still held."""
-        return await self._release(REMOVE, releases)
+        return await self._release(statements.REMOVE, releases)
 
     async def _release(self, statement: TextualSelect, releases: Sequence[Release], **values: str) -> Sequence[UUID]:
         if not releases:

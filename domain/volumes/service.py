@@ -1,21 +1,9 @@
-"""Requests about volumes: read and change them, and accept jobs that create, expand or delete one.
+"""Requests about volumes: read and change them, and accept jobs that create, expand or delete one."""
 
-Concurrent requests to create or expand a volume are accepted in one transaction, so that each costs little more than
-its rows. A batch must not wait long for locks: one locked row would delay all of its requests.
-
-1. Expansions never wait: a request for a locked volume is accepted in a transaction of its own.
-2. Creations wait at most 100 ms for a name that an open transaction has just inserted; then each of them
-   is accepted in a transaction of its own.
-3. Requests of a project with limits have batches of their own: these wait for the project's row.
-4. Requests with an Idempotency-Key are never batched, since they may have to wait for the first answer to their key.
-5. Requests for which the backend has no room are never batched, since that is checked after everything else.
-"""
-
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,27 +12,21 @@ from uuid_utils.compat import uuid7
 from domain import tracing
 from domain.audit.model import NOBODY, Actor, new_entry
 from domain.audit.repository import add_entries
-from domain.batching import Batcher
-from domain.db.database import Database, failed_transiently, was_lock_timeout
+from domain.db.database import Database
 from domain.db.pagination import Page, PageRequest
-from domain.errors import DatabaseUnavailable, Invalid, QuotaExceeded, Refused
-from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, entry_of, log_accepted, rooms_of
+from domain.errors import Invalid
+from domain.jobs.acceptance import ANONYMOUS, RequestOrigin, accepting, log_accepted
 from domain.jobs.attempt import Payload
 from domain.jobs.kinds import JobKind
 from domain.jobs.model import Job
 from domain.jobs.store.jobs import JobRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.operations import OPERATIONS, VolumeState, job_for
-from domain.projects.quota import Room
 from domain.storage.directory import BackendDirectory
-from domain.storage_work import volume_of
-from domain.volumes.batches import CreateRequest, ExpandRequest, beyond_limits, limited_project
+from domain.volumes.batches import CreateRequest, ExpandRequest, RequestBatches
 from domain.volumes.filesystems.growth import grown_offline, growth_params
-from domain.volumes.model import Growth, LockedVolume, Volume, rounded_up
-from domain.volumes.repository import Acquisition, VolumeFilter, VolumeRepository, name_taken
-
-#: Maximum number of requests accepted in one transaction.
-MAX_BATCH: Final = 100
+from domain.volumes.model import Growth, Volume, VolumeRow, rounded_up
+from domain.volumes.repository import VolumeFilter, VolumeRepository
 
 RefuseDelete = Callable[[AsyncSession, UUID], Awaitable[None]]
 
@@ -96,13 +78,7 @@ class VolumeService:
         self._queue = queue
         self._directory = directory
         self._max_attempts = max_attempts
-        #: By the project, for those with limits; all others share that of None.
-        self._create_batchers = defaultdict[UUID | None, Batcher[CreateRequest, bool]](
-            lambda: Batcher(self._create_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
-        )
-        self._expand_batchers = defaultdict[UUID | None, Batcher[ExpandRequest, Job | None]](
-            lambda: Batcher(self._expand_batch, max_batch=MAX_BATCH, fails_all=failed_transiently)
-        )
+        self._batches = RequestBatches(database, directory, max_attempts=max_attempts)
 
     # --- read and change ---------------------------------------------------------------------------------
 
@@ -177,9 +153,7 @@ class VolumeService:
         if volume.filesystem is not None:
             params["filesystem"] = volume.filesystem
         job = self._job(JobKind.VOLUME_CREATE, volume, params, created_by=origin.caller)
-        request, batcher = CreateRequest(volume, job, origin.actor), self._create_batchers[limited_project(origin)]
-        has_room = self._directory.has_room(volume.backend, volume.size)
-        if has_room and origin.idempotency is None and await batcher(request):
+        if origin.idempotency is None and await self._batches.create(CreateRequest(volume, job, origin.actor)):
             return await self._log_and_dispatch(job)
         async with accepting(self._database, origin) as accepted:
             accepted.last_check = partial(self._directory.require_room, volume.backend, volume.size)
@@ -200,8 +174,7 @@ class VolumeService:
             BackendOvercommitted: its backend may not promise so much.
         """
         request = ExpandRequest(volume_id, growth, origin.actor, tracing.capture())
-        batcher = self._expand_batchers[limited_project(origin)]
-        if origin.idempotency is None and (batched := await batcher(request)):
+        if origin.idempotency is None and (batched := await self._batches.expand(request)):
             return await self._log_and_dispatch(batched)
         # With a key, or if the batch has left it out, the request is accepted alone.
         async with accepting(self._database, origin) as accepted:
@@ -215,71 +188,6 @@ class VolumeService:
             job = self._job(JobKind.VOLUME_EXPAND, volume, params, created_by=origin.caller)
             accepted.job = await JobRepository(accepted.session).add(job)
         return await self._dispatch(job)
-
-    async def _create_batch(self, requests: Sequence[CreateRequest]) -> Sequence[bool | Exception]:
-        """Insert volumes and their jobs. A result is False if the request must be accepted on its own."""
-        refused: dict[UUID, QuotaExceeded] = {}
-        try:
-            async with self._database.transaction() as session:
-                rooms = await rooms_of(session, [request.actor for request in requests])
-                refused = beyond_limits(requests, rooms)
-                volumes = [request.volume for request in requests if request.volume.id not in refused]
-                added = await VolumeRepository(session).add_with_free_names(volumes) if volumes else set()
-                accepted = [request for request in requests if request.volume.id in added]
-                if accepted:
-                    jobs = [request.job for request in accepted]
-                    entries = [entry_of(request.job, request.actor) for request in accepted]
-                    await JobRepository(session).add_many(jobs, entries)
-        except DatabaseUnavailable as error:
-            if not was_lock_timeout(error):
-                raise
-            return [False] * len(requests)
-        outcomes: dict[UUID, bool | Exception] = {one.id: one.id in added or name_taken(one.name) for one in volumes}
-        # Those whose names are taken leave their room to others after all.
-        outcomes |= dict.fromkeys(refused, False) if len(added) < len(volumes) else refused
-        return [outcomes[request.volume.id] for request in requests]
-
-    async def _expand_batch(self, requests: Sequence[ExpandRequest]) -> Sequence[Job | Exception | None]:
-        """Acquire volumes and insert their jobs. A result is None if the request must be accepted on its own."""
-        async with self._database.transaction() as session:
-            rooms = await rooms_of(session, [request.actor for request in requests])
-            volumes = VolumeRepository(session)
-            rows = await volumes.lock_without_waiting({request.volume_id for request in requests})
-            locked = {volume.id: volume for volume in rows}
-            grown = await grown_offline(session, rows)
-            results = [self._decide(locked, grown, request, rooms) for request in requests]
-            accepted = [(job, one.actor) for job, one in zip(results, requests, strict=True) if isinstance(job, Job)]
-            if accepted:
-                jobs = [job for job, _ in accepted]
-                acquisitions = [Acquisition(volume_of(job), job.id, job.params["to_size"]) for job in jobs]
-                await volumes.acquire_each(acquisitions, VolumeState.EXPANDING)
-                await JobRepository(session).add_many(jobs, [entry_of(job, actor) for job, actor in accepted])
-        return results
-
-    def _decide(
-        self,
-        locked: dict[UUID, LockedVolume],
-        grown: Mapping[UUID, str],
-        request: ExpandRequest,
-        rooms: Mapping[UUID, Room],
-    ) -> Job | Refused | None:
-        """Decide on one request. Update ``locked``, so that later requests of the batch find the volume busy."""
-        volume, project_id = locked.get(request.volume_id), request.actor.project_id
-        if volume is None or volume.project_id != project_id:  # locked by another transaction, or does not exist
-            return None
-        try:
-            acquired = volume.after_acquisition(VolumeState.EXPANDING, uuid7())
-            to_size = request.growth.target(volume.size)
-            if not self._directory.has_room(volume.backend, to_size - volume.size):
-                return None
-            if project_id in rooms:
-                rooms[project_id].take(bytes=to_size - volume.size, queued_jobs=1)
-        except Refused as refusal:
-            return refusal
-        locked[volume.id] = acquired
-        params = {"to_size": to_size, **growth_params(grown.get(volume.id))}
-        with tracing.attached(request.trace):
-            return self._job(JobKind.VOLUME_EXPAND, acquired, params, created_by=request.actor.name)
 
     async def request_delete(self, volume_id: UUID, *, origin: RequestOrigin = ANONYMOUS) -> Job:
         """Accept the deletion of a volume, which may be in the state ``error``.
@@ -319,7 +227,7 @@ class VolumeService:
             backend.require_filesystem(filesystem, new.size)
         return new.to_row(project_id=project_id, backend=backend.name, size=new.size, job_id=uuid7())
 
-    def _job(self, kind: JobKind, volume: Volume | LockedVolume, params: Payload, **columns: Any) -> Job:
+    def _job(self, kind: JobKind, volume: Volume | VolumeRow, params: Payload, **columns: Any) -> Job:
         return job_for(kind, params, volume, max_attempts=self._max_attempts, **columns)
 
     async def _log_and_dispatch(self, job: Job) -> Job:

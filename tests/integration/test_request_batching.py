@@ -1,4 +1,4 @@
-"""Concurrent requests are accepted in one transaction, and each gets its own answer."""
+"""Concurrent requests are accepted together, and each gets its own answer."""
 
 import asyncio
 from collections import Counter
@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from domain.audit.model import Actor
 from domain.db.base import DEFAULT_PROJECT
@@ -27,6 +27,7 @@ from domain.errors import (
 from domain.jobs.acceptance import RequestOrigin
 from domain.jobs.model import Job
 from domain.services import Services
+from domain.volumes.batches import read_volumes
 from domain.volumes.model import MAX_SIZE, Growth
 from domain.volumes.service import NewVolume
 from tests.integration.job_builders import MIB, a_volume, everything, row, sql, volume_row
@@ -38,18 +39,23 @@ NO_LOCK_WAIT = 4
 
 
 @pytest.fixture
-def transactions(services: Services, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """The transactions that have been opened, each as the task that opened it."""
+def connections(services: Services, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The connections that have been taken from the pool, each as the task that took it."""
     opened: list[object] = []
-    transaction = services.database.transaction
 
-    @asynccontextmanager
-    async def recorded() -> AsyncIterator[AsyncSession]:
-        opened.append(asyncio.current_task())
-        async with transaction() as session:
-            yield session
+    def record(method: str) -> None:
+        opens = getattr(services.database, method)
 
-    monkeypatch.setattr(services.database, "transaction", recorded)
+        @asynccontextmanager
+        async def recorded() -> AsyncIterator[AsyncSession | AsyncConnection]:
+            opened.append(asyncio.current_task())
+            async with opens() as connection:
+                yield connection
+
+        monkeypatch.setattr(services.database, method, recorded)
+
+    record("transaction")
+    record("autocommit")
     return opened
 
 
@@ -66,17 +72,17 @@ def create(services: Services, name: str) -> Coroutine[Any, Any, Job]:
 
 
 class TestExpansions:
-    async def test_batch_is_accepted_in_one_transaction_with_the_same_rows(
-        self, services: Services, transactions: list[object]
+    async def test_batch_is_accepted_on_one_connection_with_the_same_rows(
+        self, services: Services, connections: list[object]
     ) -> None:
         volumes = await add_volumes(services, 20, backend="memory")
-        del transactions[:]
+        del connections[:]
         origin = RequestOrigin(Actor("me"))
         jobs = await results_of(
             *(services.volumes.request_expand(v, Growth(percent=100), origin=origin) for v in volumes)
         )
 
-        assert len(transactions) == 1
+        assert len(connections) == 1
         for job, volume_id in zip(jobs, volumes, strict=True):
             found, volume = await row(services, job.id), await volume_row(services, volume_id)
             assert (volume["state"], volume["job_id"], volume["version"]) == ("expanding", job.id, 2)
@@ -111,15 +117,52 @@ class TestExpansions:
             assert (await volume_row(services, volume.id))["version"] == 1
 
     async def test_second_request_for_a_volume_is_refused_with_the_job_of_the_first(
-        self, services: Services, transactions: list[object]
+        self, services: Services, connections: list[object]
     ) -> None:
         volume = await a_volume(services)
-        del transactions[:]
+        del connections[:]
         first, second = await results_of(expand(services, volume.id), expand(services, volume.id))
 
-        assert len(transactions) == 1
+        assert len(connections) == 1
         assert isinstance(second, VolumeBusy)
         assert second.details == {"job_id": first.id, "state": "expanding"}
+
+    async def test_volume_that_changes_after_it_was_read_is_expanded_from_its_new_size(
+        self, services: Services, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        changing, other = await add_volumes(services, 2, backend="memory")
+
+        async def change_after_reading(*arguments: Any) -> Any:
+            volumes = await read_volumes(*arguments)
+            await sql(services, "UPDATE volumes SET size = 5 * size, version = 3 WHERE id = :id", id=changing)
+            return volumes
+
+        monkeypatch.setattr("domain.volumes.batches.read_volumes", change_after_reading)
+        jobs = await results_of(*(expand(services, volume_id) for volume_id in (changing, other)))
+
+        assert [job.params for job in jobs] == [
+            {"to_size": 6 * MIB, "fence_version": 4},
+            {"to_size": 2 * MIB, "fence_version": 2},
+        ]
+        assert {found.id for found in await sql(services, "SELECT id FROM jobs")} == {job.id for job in jobs}
+        assert await sql(services, "SELECT count(*) FROM audit_entries WHERE action = 'volume.expand'") == [(2,)]
+
+    async def test_requests_for_a_volume_that_another_process_acquires_are_refused_with_its_job(
+        self, services: Services, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        volume, theirs = await a_volume(services), uuid4()
+
+        async def acquire_after_reading(*arguments: Any) -> Any:
+            volumes = await read_volumes(*arguments)
+            acquire = "UPDATE volumes SET state = 'expanding', job_id = :job, version = 2 WHERE version = 1"
+            await sql(services, acquire, job=theirs)
+            return volumes
+
+        monkeypatch.setattr("domain.volumes.batches.read_volumes", acquire_after_reading)
+        results = await results_of(expand(services, volume.id), expand(services, volume.id))
+
+        assert [result.details["job_id"] for result in results] == [theirs, theirs]
+        assert await sql(services, "SELECT count(*) FROM jobs") == [(0,)]
 
     async def test_refused_request_leaves_the_volume_to_the_next(self, services: Services) -> None:
         volume = await a_volume(services)
@@ -143,8 +186,8 @@ class TestExpansions:
 
 
 class TestCreations:
-    async def test_batch_is_accepted_in_one_transaction_with_the_same_rows(
-        self, services: Services, transactions: list[object]
+    async def test_batch_is_accepted_on_one_connection_with_the_same_rows(
+        self, services: Services, connections: list[object]
     ) -> None:
         policy = {"usage_above": 80, "percent": 12.5, "up_to": 100 * MIB}
         requests = [
@@ -154,7 +197,7 @@ class TestCreations:
         jobs = await results_of(
             *(services.volumes.request_create(request, origin=RequestOrigin(Actor("me"))) for request in requests)
         )
-        assert len(transactions) == 1
+        assert len(connections) == 1
 
         for job, request in zip(jobs, requests, strict=True):
             found, volume = await row(services, job.id), await volume_row(services, job.volume_id)
@@ -174,13 +217,13 @@ class TestCreations:
             )
 
     async def test_taken_names_are_refused_and_others_accepted(
-        self, services: Services, transactions: list[object]
+        self, services: Services, connections: list[object]
     ) -> None:
         await a_volume(services, name="theirs")
-        del transactions[:]
+        del connections[:]
         results = await results_of(*(create(services, name) for name in ("theirs", "mine", "mine", "yours")))
 
-        assert len(transactions) == 1
+        assert len(connections) == 1
         assert [type(result) for result in results] == [NameTaken, Job, NameTaken, Job]
         assert (str(results[2]), results[2].details) == ("There is already a volume named 'mine'.", {"field": "name"})
         names = await sql(services, "SELECT name, id = :mine FROM volumes ORDER BY name", mine=results[1].volume_id)
@@ -225,18 +268,18 @@ async def test_request_for_a_locked_volume_delays_no_other(services: Services) -
 async def test_unknown_commit_result_is_not_reported_as_a_conflict(
     services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch whose COMMIT had no answer must not be retried singly: each request would conflict with its own job."""
+    """A batch that had no answer must not be retried singly: each request would conflict with its own job."""
     volumes = await add_volumes(services, 3, backend="memory")
-    transaction, lost = services.database.transaction, [DatabaseUnavailable(), DatabaseUnavailable()]
+    autocommit, lost = services.database.autocommit, [DatabaseUnavailable(), DatabaseUnavailable()]
 
     @asynccontextmanager
-    async def lose_the_answer() -> AsyncIterator[AsyncSession]:
-        async with transaction() as session:
-            yield session
+    async def lose_the_answer() -> AsyncIterator[AsyncConnection]:
+        async with autocommit() as connection:
+            yield connection
         if lost:
             raise lost.pop()
 
-    monkeypatch.setattr(services.database, "transaction", lose_the_answer)
+    monkeypatch.setattr(services.database, "autocommit", lose_the_answer)
     results = await results_of(
         *(expand(services, volume_id) for volume_id in volumes), *(create(services, f"new-{n}") for n in range(3))
     )
@@ -255,10 +298,10 @@ async def test_request_with_a_key_is_not_batched(services: Services, client: htt
     assert len(await everything(services)) == 2
 
 
-async def test_concurrent_http_requests_are_accepted_in_few_transactions(
+async def test_concurrent_http_requests_are_accepted_in_few_batches(
     services: Services,
     client: httpx.AsyncClient,
-    transactions: list[object],
+    connections: list[object],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -271,11 +314,11 @@ async def test_concurrent_http_requests_are_accepted_in_few_transactions(
         )
     )
     assert Counter(answer.status_code for answer in created) == {202: MANY}
-    assert len(transactions) <= MANY / 5
+    assert len(connections) <= MANY / 5
     await sql(services, "UPDATE jobs SET status = 'succeeded', finished_at = now()")
     await sql(services, "UPDATE volumes SET state = 'available', job_id = NULL")
 
-    del transactions[:]
+    del connections[:]
     grown = await asyncio.gather(
         *(
             client.post(f"/api/v1/volumes/{answer.json()['volume_id']}/expand", json={"by": MIB})
@@ -283,7 +326,7 @@ async def test_concurrent_http_requests_are_accepted_in_few_transactions(
             for _ in range(2)
         )
     )
-    assert len(transactions) <= MANY / 5
+    assert len(connections) <= MANY / 5
     assert Counter(answer.status_code for answer in grown) == {202: MANY, 409: MANY}
     assert await sql(services, "SELECT kind, count(*), count(DISTINCT volume_id) FROM jobs GROUP BY 1 ORDER BY 1") == [
         ("volume.create", MANY, MANY),
@@ -297,16 +340,16 @@ async def test_concurrent_http_requests_are_accepted_in_few_transactions(
         assert accepted[answer.json()["id"]]["request_id"] == f"r{number}", "logged with the request's own id"
 
 
-async def test_concurrent_reads_of_jobs_are_one_statement(services: Services, transactions: list[object]) -> None:
+async def test_concurrent_reads_of_jobs_are_one_statement(services: Services, connections: list[object]) -> None:
     jobs = await asyncio.gather(*(create(services, f"v{n}") for n in range(20)))
     unknown = uuid4()
-    del transactions[:]
+    del connections[:]
     job_ids = [*(job.id for job in jobs), unknown, jobs[0].id]
     found = await asyncio.gather(
         *(services.jobs.get(job_id, project_id=DEFAULT_PROJECT) for job_id in job_ids), return_exceptions=True
     )
 
-    assert len(transactions) == 1
+    assert len(connections) == 1
     assert [getattr(job, "id", type(job)) for job in found] == [*(job.id for job in jobs), JobNotFound, jobs[0].id]
 
 

@@ -2,10 +2,10 @@
 
 import ast
 import importlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import asyncpg
@@ -13,7 +13,9 @@ import pytest
 from sqlalchemy import BigInteger, ClauseElement, DateTime, Text, TextClause, TextualSelect, Uuid
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from domain.audit.model import NOBODY
 from domain.db.base import Entity
 from domain.db.sql import as_rows, given_columns
 from domain.jobs.model import Job
@@ -21,11 +23,13 @@ from domain.jobs.states import JobStatus
 from domain.jobs.store import statements
 from domain.operations import VolumeState
 from domain.services import Services
+from domain.volumes.batches import CreateRequest, Expansion, accept_creations, accept_expansions, read_volumes
 from domain.volumes.model import Volume
-from domain.volumes.repository import ADD_WITH_FREE_NAMES
 from tests.integration.job_builders import a_queued_expand
 
 ROOT = Path(__file__).parents[2]
+Row = TypeVar("Row", bound=Entity)
+Add = Callable[[AsyncSession, Any], Awaitable[None]]
 #: The module of each package that has its statements.
 MODULES = (
     "domain.audit.repository",
@@ -33,7 +37,7 @@ MODULES = (
     "domain.db.statements",
     "domain.jobs.store.statements",
     "domain.projects.quota",
-    "domain.volumes.repository",
+    "domain.volumes.statements",
 )
 
 
@@ -89,42 +93,59 @@ LIMITED: dict[type[Entity], dict[str, Any]] = {
 }
 
 
-def filled(entity: type[Entity], **values: Any) -> Entity:
+def filled(entity: type[Row], **values: Any) -> Row:
     """Build a row with a value in every column that PostgreSQL does not fill in; new columns are included."""
     by_type = {column.name: VALUES.get(type(column.type)) for column in given_columns(entity)}
     return entity(**by_type | LIMITED[entity] | {"id": uuid4(), **values})
 
 
-async def added(services: Services, row: Entity, statement: ClauseElement | None = None) -> dict[str, Any]:
-    """Insert a row as a single one, or by the statement of a batch; return what was stored, and delete it again."""
+async def added(services: Services, row: Entity, add: Add) -> dict[str, Any]:
+    """Insert a row in some way; return what was stored, and delete it again."""
     entity = type(row)
     async with services.database.transaction() as session:
-        if statement is None:
-            session.add(row)
-            await session.flush()
-        else:
-            await session.execute(statement, {"rows": as_rows([row]), "entries": "[]"})  # type: ignore[call-overload]
+        await add(session, row)
     async with services.database.transaction() as session:
         stored = await session.get_one(entity, row.id)
         await session.delete(stored)
         return {column.name: getattr(stored, column.name) for column in entity.__table__.columns}
 
 
+async def add_alone(session: AsyncSession, row: Entity) -> None:
+    session.add(row)
+    await session.flush()
+
+
+async def create_in_batch(session: AsyncSession, row: Volume | Job) -> None:
+    """Accept the creation of a volume; the row is either of the two that are written."""
+    volume = row if isinstance(row, Volume) else filled(Volume, job_id=row.id)
+    job = row if isinstance(row, Job) else filled(Job, id=volume.job_id, parent_id=None, retry_of=None)
+    assert await accept_creations(session, [CreateRequest(volume, job, NOBODY)]) == [job]
+
+
+async def expand_in_batch(session: AsyncSession, job: Job) -> None:
+    volume = filled(Volume)
+    await add_alone(session, volume)
+    read = await read_volumes(session, [volume.id])
+    assert await accept_expansions(session, [Expansion(job, read[volume.id], NOBODY)]) == [job]
+
+
+async def add_undispatched(session: AsyncSession, job: Entity) -> None:
+    await session.execute(statements.ADD_UNDISPATCHED, {"rows": as_rows([job])})
+
+
 @pytest.mark.parametrize(
-    ("entity", "statement"),
-    [
-        (Volume, ADD_WITH_FREE_NAMES),
-        (Job, statements.ADD),
-        (Job, statements.ADD_UNDISPATCHED),
-    ],
+    ("entity", "add"),
+    [(Volume, create_in_batch), (Job, create_in_batch), (Job, expand_in_batch), (Job, add_undispatched)],
 )
 async def test_batch_writes_every_column_that_a_single_insert_writes(
-    entity: type[Entity], statement: ClauseElement, services: Services
+    entity: type[Entity], add: Add, services: Services
 ) -> None:
     other = (await a_queued_expand(services)).id
-    values = {"id": uuid4()} | ({"parent_id": other, "retry_of": other} if entity is Job else {})
-    single = await added(services, filled(entity, **values))
-    batched = await added(services, filled(entity, **values), statement)
+    values: dict[str, Any] = {"id": uuid4(), "job_id": uuid4()}
+    if entity is Job:
+        values = {"id": uuid4(), "parent_id": other, "retry_of": other, "params": {"to_size": 8}}
+    single = await added(services, filled(entity, **values), add_alone)
+    batched = await added(services, filled(entity, **values), add)
 
     given = [column.name for column in given_columns(entity)]
     assert [name for name in given if single[name] is None] == [

@@ -156,7 +156,7 @@ ACCESS: Final = (
     Mutation(
         "batch-takes-any-volume",
         "an expansion in a batch would find a volume of another project",
-        "domain/volumes/service.py",
+        "domain/volumes/batches.py",
         "if volume is None or volume.project_id != project_id:",
         "if volume is None:",
         ("tests/integration/test_projects.py::test_what_is_in_another_project_does_not_exist",),

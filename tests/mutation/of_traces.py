@@ -7,7 +7,7 @@ from tests.mutation.mutation import Mutation
 TESTS: Final = "tests/integration/test_traces.py::"
 UNIT: Final = "tests/unit/test_tracing.py::"
 TRACER: Final = "domain/otel_tracer.py"
-VOLUMES: Final = "domain/volumes/service.py"
+VOLUMES: Final = "domain/volumes/batches.py"
 
 TRACES: Final = (
     Mutation(

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, cast
 from uuid import UUID
 
+from sqlalchemy import CursorResult, ScalarResult
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from domain.batching import Batcher, Item, Result
@@ -41,8 +42,7 @@ class FaultyDatabase(Database):
 
     @asynccontextmanager
     async def autocommit(self) -> AsyncIterator[AsyncConnection]:
-        async with self.transaction() as session:
-            yield await session.connection()
+        yield cast("AsyncConnection", _AutocommitConnection(self))
 
     @asynccontextmanager
     async def transaction(
@@ -62,6 +62,22 @@ class FaultyDatabase(Database):
                 stepped.open_transactions -= 1
         if fault is Fault.ANSWER_LOST:
             raise DatabaseUnavailable
+
+
+@dataclass(frozen=True)
+class _AutocommitConnection:
+    """A connection on which each statement is a step of its own."""
+
+    database: FaultyDatabase
+
+    async def execute(self, *arguments: Any) -> CursorResult[Any]:
+        async with self.database.transaction() as session:
+            connection = await session.connection()
+            result: CursorResult[Any] = await connection.execute(*arguments)
+            return result
+
+    async def scalars(self, *arguments: Any) -> ScalarResult[Any]:
+        return (await self.execute(*arguments)).scalars()
 
 
 @dataclass(frozen=True)
@@ -176,9 +192,9 @@ class SingleBatcher(Batcher[Item, Result]):
 
 def without_request_batching(services: Services) -> Services:
     """Make the services accept and read each request on its own."""
-    volumes = services.volumes
-    volumes._create_batchers[None] = SingleBatcher(volumes._create_batch, max_batch=1)
-    volumes._expand_batchers[None] = SingleBatcher(volumes._expand_batch, max_batch=1)
+    batches = services.volumes._batches
+    batches._create_batchers[None] = SingleBatcher(batches._create_batch, max_batch=1)
+    batches._expand_batchers[None] = SingleBatcher(batches._expand_batch, max_batch=1)
     services.jobs._reads = SingleBatcher(services.jobs._read_batch, max_batch=1)
     return services
 

@@ -12,10 +12,9 @@ from sqlalchemy.dialects.postgresql import ARRAY, distinct_on
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased, defer
 
-from domain.audit.model import NewEntry
 from domain.db.base import DEFAULT_PROJECT, find_owned, in_project
 from domain.db.listing import load_short
-from domain.db.sql import as_json, as_rows, first_id_of
+from domain.db.sql import as_rows, first_id_of
 from domain.errors import JobNotFound
 from domain.id_prefix import begins_with
 from domain.jobs.model import Job, has_status
@@ -60,13 +59,6 @@ class JobRepository:
         self._session.add(job)
         await self._session.flush()
         return job
-
-    async def add_many(self, jobs: Sequence[Job], entries: Sequence[NewEntry]) -> None:
-        """Insert new jobs and their entries of the audit log; the caller must dispatch them after the commit."""
-        rows = {"rows": as_rows(jobs), "entries": as_json(entries)}
-        now = (await self._session.scalars(statements.ADD, rows)).all()[0]  # now() is constant within a transaction
-        for job in jobs:
-            job.created_at = job.run_at = job.dispatched_at = now
 
     async def add_undispatched(self, jobs: Sequence[Job]) -> None:
         """Insert new jobs and leave their dispatch to a maintenance task."""

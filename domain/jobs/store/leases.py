@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from domain.db.sql import array_rows, as_records, from_now
+from domain.db.sql import array_rows, as_array, as_records, from_now
 from domain.jobs.attempt import ClaimedJob, Payload
 from domain.jobs.model import Job, JobMessage, Worker
 from domain.jobs.states import JobStatus
@@ -100,8 +100,8 @@ class LeaseRepository:
         for if there is a ``lock_timeout`` (seconds).
         """
         params = {
-            "job_id": [message.job_id for message in messages],
-            "epoch": [message.epoch for message in messages],
+            "job_id": as_array([message.job_id for message in messages]),
+            "epoch": as_array([message.epoch for message in messages]),
             "kinds": list(kinds),
             "backends": list(backends),
             "worker_id": worker_id,
@@ -123,7 +123,7 @@ class LeaseRepository:
         """
         params = {
             "rows": as_records(settlements),
-            "ids": [settlement.job_id for settlement in settlements],
+            "ids": as_array([settlement.job_id for settlement in settlements]),
             "worker_id": worker_id,
             "lock_timeout": _milliseconds(lock_timeout),
         }

@@ -13,18 +13,12 @@ repositories.
 
 from typing import Final
 
-from sqlalchemy import BigInteger, DateTime, Interval, Text, TextualSelect, Uuid, bindparam, column, text
+from sqlalchemy import BigInteger, Interval, Text, TextualSelect, Uuid, bindparam, column, text
 
-from domain.audit.model import AuditEntry
 from domain.db.sql import insertion, recordset, unnested
 from domain.jobs.attempt import CLAIMED_COLUMNS
 from domain.jobs.model import Job
 
-#: Insert new jobs and their entries of the audit log. Every accepted request does: a second round trip would count.
-ADD: Final = text(f"""
-    WITH recorded AS ({insertion(AuditEntry, rows="entries")})
-    {insertion(Job)} RETURNING created_at
-""").columns(created_at=DateTime(timezone=True))
 #: Insert new jobs for which maintenance sends the messages.
 ADD_UNDISPATCHED: Final = text(insertion(Job, nulls=("dispatched_at",)))
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import case, delete, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from domain.errors import AttachmentNotFound, VolumeAttached
 from domain.jobs.model import Worker
@@ -144,7 +144,7 @@ class AttachmentRepository:
         return {row.volume_id: row.device for row in await self._session.execute(query)}
 
 
-async def attached_ones(session: AsyncSession, volume_ids: Collection[UUID]) -> set[UUID]:
+async def attached_ones(session: AsyncSession | AsyncConnection, volume_ids: Collection[UUID]) -> set[UUID]:
     """Return which of these volumes are attached; that does not change while a job holds them."""
     query = select(Attachment.volume_id).where(Attachment.volume_id.in_(volume_ids))
     return set((await session.scalars(query)).all())

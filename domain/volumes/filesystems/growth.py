@@ -3,20 +3,22 @@
 from collections.abc import Iterable, Mapping
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from domain.errors import Invalid
 from domain.storage.filesystems import GROWN_OFFLINE
 from domain.storage_work import GROW_FILESYSTEM
 from domain.volumes.attachments.repository import attached_ones
-from domain.volumes.model import LockedVolume, Volume
+from domain.volumes.model import Volume, VolumeRow
 
 
-async def grown_offline(session: AsyncSession, volumes: Iterable[Volume | LockedVolume]) -> Mapping[UUID, str]:
-    """Return the file systems, by volume, that an expansion of these locked volumes has to grow.
+async def grown_offline(
+    session: AsyncSession | AsyncConnection, volumes: Iterable[Volume | VolumeRow]
+) -> Mapping[UUID, str]:
+    """Return the file systems, by volume, that an expansion of these volumes has to grow.
 
-    Nobody can attach one of them as long as the rows are locked, or a job holds the volume. Most volumes have no such
-    file system, and need no query.
+    Nobody attaches one of them as long as its row is locked, or its version remains, or a job holds it. Most volumes
+    have no such file system, and need no query.
     """
     candidates = {one.id: one.filesystem for one in volumes if one.filesystem is not None}
     candidates = {id_: filesystem for id_, filesystem in candidates.items() if filesystem in GROWN_OFFLINE}

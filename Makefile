@@ -43,7 +43,7 @@ compose-test: $(READY) ## Run docker-compose.yaml with four workers, kill one; C
 
 PEERS := peers peers-redis5 peers-oban peers-node
 
-bench: $(READY) $(PEERS:%=.venv-%/.ready) ## Measure Cistern beside its peers; three quarters of an hour
+bench: $(READY) $(PEERS:%=.venv-%/.ready) ## Measure Cistern beside its peers; 35 minutes
 	@$(BIN)/python benchmarks/race.py
 
 bench-bulk: $(READY) ## Measure a bulk expansion beside a naive one and beside a single statement; ten minutes

@@ -215,7 +215,8 @@ async def test_forbidden_command_is_named_once_and_seen_by_probes(
         assert (await ended(services, job.id)).attempt == 1
         await services.queue.ping()
         lines = named(caplog, command)
-        await until(lambda: len(logged(caplog, "redis.writable_again")) == len(lines))
+        # There are more if a script was refused, too, whose error does not name the command.
+        await until(lambda: len(logged(caplog, "redis.writable_again")) >= len(lines))
 
     assert lines
     assert len(lines) <= 2, "one line of ours, and one of the worker if it meets the command"

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from standardwebhooks import Webhook
 
@@ -23,6 +23,11 @@ class Received(NamedTuple):
         """
         event: dict[str, Any] = Webhook(secret).verify(self.body, self.headers)
         return event
+
+
+#: The event loop accepts a connection in that many iterations. If the server is closed in between, asyncio leaves the
+#: connection open.
+_STEPS_TO_ACCEPT: Final = 3
 
 
 class Receiver:
@@ -73,6 +78,8 @@ async def receiving(*answers: str, tls: ssl.SSLContext | None = None) -> AsyncIt
     receiver.port = server.sockets[0].getsockname()[1]
     async with server:
         yield receiver
+        for _ in range(_STEPS_TO_ACCEPT):
+            await asyncio.sleep(0)
         server.close()
         await server.wait_closed()
         await asyncio.gather(*receiver.serving)

@@ -112,7 +112,7 @@ def api_table(results: Mapping[str, Sequence[LoadResult]]) -> Table:
         rows.append([name, f"{rate:,.0f}", f"{p50:.1f}", f"{p99:.1f}", *ratios, f"{server:.0%}", f"{generator:.0%}"])
     return Table(
         "One API process",
-        f"{CONNECTIONS} connections, each of which sends the next request as soon as a response arrives; no worker is "
+        f"{CONNECTIONS} connections send requests. Each waits for the response before its next request. No worker is "
         "running. All applications run in the same uvicorn, with the same event loop and parser. The load generator "
         'is its own process, sends prepared bytes, and parses only status and length. "API" and "generator" are '
         "their shares of one core: the API process is the bottleneck.",

@@ -113,7 +113,7 @@ class RequestBatches:
         return await self._expand_batchers[_limited_project(request.actor)](request)
 
     async def _create_batch(self, requests: Sequence[CreateRequest]) -> Sequence[bool | Exception]:
-        """Insert volumes and their jobs. A result is False if the request must be accepted on its own."""
+        """Insert volumes and their jobs. False stands for a request that must be accepted alone."""
         try:
             async with self._connection(requests) as connection:
                 rooms = await rooms_of(connection, [request.actor for request in requests])
@@ -132,7 +132,7 @@ class RequestBatches:
         return [outcomes[request.volume.id] for request in requests]
 
     async def _expand_batch(self, requests: Sequence[ExpandRequest]) -> Sequence[Job | Exception | None]:
-        """Acquire volumes and insert their jobs. A result is None if the request must be accepted on its own.
+        """Acquire volumes and insert their jobs. None stands for a request that must be accepted alone.
 
         The volumes are read, and then written if they have not changed since: they are not locked in between.
         """
@@ -156,7 +156,7 @@ class RequestBatches:
     def _connection(
         self, requests: Sequence[CreateRequest | ExpandRequest]
     ) -> AbstractAsyncContextManager[AsyncConnection | AsyncSession]:
-        """Open what writes a batch: it needs a transaction only if its project, which then is one, has limits."""
+        """Open what writes a batch: a transaction only if the project of its requests has limits."""
         if requests[0].actor.is_limited:
             return self._database.transaction()
         return self._database.autocommit()
@@ -208,13 +208,12 @@ async def accept_creations(
     Raises:
         DatabaseUnavailable: that transaction has not ended within 100 ms (see `was_lock_timeout`).
     """
+    if not requests:
+        return []
     jobs = [request.job for request in requests]
-    params = {
-        "volumes": as_rows(request.volume for request in requests),
-        "jobs": as_rows(jobs),
-        "entries": as_json([entry_of(request.job, request.actor) for request in requests]),
-    }
-    return _accepted(jobs, await connection.execute(statements.ACCEPT_CREATIONS, params)) if requests else []
+    entries = as_json([entry_of(request.job, request.actor) for request in requests])
+    params = {"volumes": as_rows(request.volume for request in requests), "jobs": as_rows(jobs), "entries": entries}
+    return _accepted(jobs, await connection.execute(statements.ACCEPT_CREATIONS, params))
 
 
 async def accept_expansions(

@@ -23,9 +23,9 @@ def _read_statement(locking: str = "") -> TextualSelect:
 
 
 def _acceptance(volumes: str) -> TextualSelect:
-    """Return SQL that writes a batch. ``volumes`` defines the table ``held``: the jobs, each of which has its volume.
+    """Return SQL that writes a batch. ``volumes`` defines the table ``held``: the jobs that have their volumes now.
 
-    What is written of the other jobs of the batch is nothing.
+    The other jobs of the batch, and their entries, are not inserted.
     """
     return text(f"""
         WITH {volumes},

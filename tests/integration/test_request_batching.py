@@ -30,7 +30,7 @@ from domain.services import Services
 from domain.volumes.batches import read_volumes
 from domain.volumes.model import MAX_SIZE, Growth
 from domain.volumes.service import NewVolume
-from tests.integration.job_builders import MIB, a_volume, everything, row, sql, volume_row
+from tests.integration.job_builders import MIB, a_volume, counted_statements, everything, row, sql, volume_row
 from tests.support.bulk import add_volumes
 
 MANY = 200
@@ -126,6 +126,13 @@ class TestExpansions:
         assert len(connections) == 1
         assert isinstance(second, VolumeBusy)
         assert second.details == {"job_id": first.id, "state": "expanding"}
+
+    async def test_batch_takes_two_statements(self, services: Services) -> None:
+        volumes = await add_volumes(services, 20, backend="memory")
+        with counted_statements() as sent:
+            await results_of(*(expand(services, volume_id) for volume_id in volumes))
+
+        assert len(sent) == 2
 
     async def test_volume_that_changes_after_it_was_read_is_expanded_from_its_new_size(
         self, services: Services, monkeypatch: pytest.MonkeyPatch

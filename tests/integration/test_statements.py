@@ -1,7 +1,9 @@
 """Every statement that is written as text is valid on the migrated schema, and inserts every column."""
 
 import ast
+import asyncio
 import importlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,19 +15,21 @@ import pytest
 from sqlalchemy import BigInteger, ClauseElement, DateTime, Text, TextClause, TextualSelect, Uuid
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import asyncpg as dialect
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from domain.audit.model import NOBODY
-from domain.db.base import Entity
+from domain.db.base import DEFAULT_PROJECT, Entity
 from domain.db.sql import as_rows, given_columns
-from domain.jobs.model import Job
+from domain.jobs.model import Job, JobMessage
 from domain.jobs.states import JobStatus
 from domain.jobs.store import statements
+from domain.jobs.store.leases import LeaseRepository
 from domain.operations import VolumeState
 from domain.services import Services
 from domain.volumes.batches import CreateRequest, Expansion, accept_creations, accept_expansions, read_volumes
-from domain.volumes.model import Volume
-from tests.integration.job_builders import a_queued_expand
+from domain.volumes.model import Growth, Volume, VolumeRow
+from tests.integration.job_builders import a_queued_expand, sql
+from tests.support.bulk import add_volumes
 
 ROOT = Path(__file__).parents[2]
 Row = TypeVar("Row", bound=Entity)
@@ -61,6 +65,34 @@ async def test_statement_can_be_prepared(name: str, database_url: str) -> None:
         await connection.prepare(sql)
     finally:
         await connection.close()
+
+
+async def plans(connection: AsyncConnection) -> Counter[tuple[str, str]]:
+    """Count the plans made for one execution (custom) and the executions of a kept one (generic), by statement."""
+    query = "SELECT name, custom_plans, generic_plans FROM pg_prepared_statements WHERE statement !~ 'pg_prepared'"
+    rows = await connection.execute(TextClause(query))
+    return Counter({(one.name, kind): getattr(one, f"{kind}_plans") for one in rows for kind in ("custom", "generic")})
+
+
+async def test_frequent_statement_about_a_single_row_is_not_planned_anew_each_time(services: Services) -> None:
+    volumes = await add_volumes(services, 1000, backend="memory")
+    await asyncio.gather(*(services.volumes.request_expand(volume_id, Growth(by=1)) for volume_id in volumes))
+    await sql(services, "ANALYZE volumes, jobs")
+    async with services.database.autocommit() as connection:
+        before, leases = await plans(connection), LeaseRepository(connection)
+        for _ in range(10):
+            await leases.claim(
+                [JobMessage(uuid4(), 0)], worker_id=uuid4(), kinds=["volume.expand"], backends=["memory"], lease=15
+            )
+            await read_volumes(connection, [uuid4()])
+            row = VolumeRow(uuid4(), DEFAULT_PROJECT, "v", "memory", VolumeState.AVAILABLE, 1, 1, None, None, None)
+            job = filled(Job, params={"to_size": 8}, parent_id=None, retry_of=None)
+            await accept_expansions(connection, [Expansion(job, row, NOBODY)])
+        used = await plans(connection) - before
+
+    by_statement = {name: (used[name, "custom"], used[name, "generic"]) for name, _ in used}
+    assert [sum(counts) for counts in by_statement.values()] == [10, 10, 10]
+    assert [custom for custom, _ in by_statement.values() if custom > 5] == [], "only the first five are planned anew"
 
 
 def test_text_is_only_written_in_one_module_of_each_package() -> None:

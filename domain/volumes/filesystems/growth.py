@@ -17,8 +17,8 @@ async def grown_offline(
 ) -> Mapping[UUID, str]:
     """Return the file systems, by volume, that an expansion of these volumes has to grow.
 
-    Nobody attaches one of them as long as its row is locked, or its version remains, or a job holds it. Most volumes
-    have no such file system, and need no query.
+    This stays true of a volume as long as its row is locked, its version is the same, or a job holds it: it is attached
+    by a job. Most volumes have no such file system, and need no query.
     """
     candidates = {one.id: one.filesystem for one in volumes if one.filesystem is not None}
     candidates = {id_: filesystem for id_, filesystem in candidates.items() if filesystem in GROWN_OFFLINE}

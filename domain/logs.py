@@ -1,11 +1,13 @@
 """Logging: one line per event, with its facts as fields.
 
-Fields that all lines of a job or a request share, such as ``job_id`` or ``request_id``, are bound once with
-`structlog.contextvars` and merged into each line that is written.
+Fields that all lines of a request share, such as ``request_id``, are bound once with `structlog.contextvars` and merged
+into each line that is written. Those of a job are only made when a line is: see `log_for`.
 """
 
 import logging
 import sys
+from collections.abc import Callable
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Final, TextIO
 
@@ -15,8 +17,26 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from domain.printable import printable, printable_lines
 from domain.settings import LogSettings
 
+Fields = dict[str, object]
+
+#: Returns the fields of what this task works on.
+_subject: ContextVar[Callable[[], Fields] | None] = ContextVar("subject", default=None)
+
+
+def log_for(subject: Callable[[], Fields]) -> None:
+    """Add the fields that ``subject`` returns to all lines of this task and of those that it creates from now on."""
+    _subject.set(subject)
+
+
+def add_subject(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Add the fields of `log_for` to a line that does not have them."""
+    subject = _subject.get()
+    return event if subject is None else {**subject(), **event}
+
+
 _SHARED: Final[list[Processor]] = [
     structlog.contextvars.merge_contextvars,
+    add_subject,
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]
@@ -39,7 +59,7 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
-def log_fields(**values: object) -> dict[str, object]:
+def log_fields(**values: object) -> Fields:
     """Convert ids, names and numbers to log fields: integers as they are, all else as text, None left out."""
     return {name: value if type(value) is int else str(value) for name, value in values.items() if value is not None}
 

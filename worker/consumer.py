@@ -1,7 +1,7 @@
 """Receives messages: arq's worker, adapted, and the supervisor that restarts it after a failure of Redis.
 
 `ArqConsumer`  fetches messages in batches as soon as they are dispatched, and fails when Redis does. Everything that is
-               not overridden is arq's: keys, message format, burst mode, health checks, aborts. So stock arq workers
+               not overridden is arq's: keys, message format, health checks, aborts. So stock arq workers
                can share the queue with it, and stock arq producers can send to it.
 `Supervisor`   keeps a consumer running, and shuts the worker down in order on a signal
 """
@@ -53,8 +53,7 @@ class ArqConsumer(ArqWorker):
 
     def __init__(self, runner: Runner, settings: dict[str, Any], discarded: Discarded | None = None) -> None:
         # arq sleeps for the poll delay after each iteration; here an iteration itself waits until there is work.
-        delay = {} if settings.get("burst") else {"poll_delay": 0}
-        super().__init__(**settings | delay, handle_signals=False, ctx={"runner": runner})
+        super().__init__(**settings | {"poll_delay": 0}, handle_signals=False, ctx={"runner": runner})
         self.in_progress_timeout_s = _CLAIM_TIMEOUT_SECONDS
         self._runner = runner
         self._fetches = 0
@@ -73,17 +72,12 @@ class ArqConsumer(ArqWorker):
         if self.allow_abort_jobs:
             await self._cancel_aborted_jobs()
         await self.heart_beat()
-        if not self.burst and len(messages) < max(capacity, 1) and not self._removed:
+        if len(messages) < max(capacity, 1) and not self._removed:
             await self._wait_for_messages()
 
     def _free_capacity(self) -> int:
         """Return how many messages may be fetched now."""
-        if not self.allow_pick_jobs:
-            return 0
-        capacity = self._runner.capacity
-        if self.burst and self.max_burst_jobs >= 0:
-            capacity = min(capacity, self.max_burst_jobs - self._jobs_started())
-        return max(capacity, 0)
+        return self._runner.capacity if self.allow_pick_jobs else 0
 
     async def _fetch(self, limit: int) -> Sequence[Fetched]:
         """Fetch and reserve up to ``limit`` messages that this worker can use, in one round trip.
@@ -103,18 +97,18 @@ class ArqConsumer(ArqWorker):
 
     async def _handle(self, messages: Sequence[Fetched]) -> None:
         """Let the runner handle messages of ours, and arq those of stock producers; remove all others."""
-        useless = []
+        ours, useless = [], []
         for message in messages:
             if job_message := read_message(message.id, message.data, message.backend):
-                task, on_end = self._runner.start(job_message), self._on_handled
+                ours.append(job_message)
             elif is_for_arq(message, self.functions):
-                task, on_end = self.loop.create_task(self._run_by_arq(message)), self._forget
+                name = message.id.decode()
+                self.tasks[name] = self.loop.create_task(self._run_by_arq(message))
+                self.tasks[name].add_done_callback(partial(self._forget, name))
             else:
                 useless.append(message)
-                continue
-            name = message.id.decode()
-            task.add_done_callback(partial(on_end, name))
-            self.tasks[name] = task
+        if ours:
+            self._runner.start(ours)
         await self._discard(useless)
 
     async def _run_by_arq(self, message: Fetched) -> None:
@@ -134,14 +128,6 @@ class ArqConsumer(ArqWorker):
             keys = [key for backend in backends for key in names.messages(backend)]
             await self.pool.register_script(ACKNOWLEDGE)(keys=keys, args=[message.id for message in messages])
             self._discarded.add(len(messages), messages[-1].id)
-
-    def _on_handled(self, message_id: str, task: "asyncio.Task[None]") -> None:
-        if (error := task.exception()) is None:
-            self.jobs_complete += 1
-        else:
-            self.jobs_failed += 1
-            log.error("job.task_failed", message=message_id, exc_info=error)
-        self._forget(message_id, task)
 
     def _forget(self, message_id: str, task: "asyncio.Task[None]") -> None:
         if self.tasks.get(message_id) is task:  # otherwise the message was fetched again meanwhile

@@ -6,12 +6,12 @@ awaited; so a job is released only after its storage thread has really stopped.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import structlog
-from structlog.contextvars import bind_contextvars
 
 from domain import metrics
 from domain.db.database import is_unreachable
@@ -31,23 +31,14 @@ from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.job_spans import processing
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import JobQueue
-from domain.logs import log_fields
+from domain.logs import Fields, log_fields, log_for
 from domain.storage.context import Grant, StopReason
 from worker.performer import AttemptPerformer
+from worker.slots import Slots
 
 _SETTLE_RETRY_SECONDS: Final = 0.5
 #: Maximum number of tries to settle a job whose row is locked once the worker is closing; then its lease expires.
 _MAX_CLOSING_TRIES: Final = 10
-#: Fetch ahead as many jobs as will probably find a slot within this time, which is about the duration of a claim.
-_LOOKAHEAD_SECONDS: Final = 0.02
-#: Maximum time that a job which was fetched ahead waits for a slot, before it is released to other workers.
-_MAX_WAIT_SECONDS: Final = 1.0
-#: Maximum interval that is counted, so that one pause does not outweigh a hundred quick jobs; also the initial mean.
-_MAX_INTERVAL: Final = 1.0
-#: Minimum mean interval, as a divisor.
-_MIN_INTERVAL: Final = 1e-6
-#: Weight of the latest interval in the moving average.
-_SMOOTHING: Final = 1 / 16
 
 log = structlog.get_logger(__name__)
 
@@ -57,45 +48,6 @@ class Execution(NamedTuple):
 
     job: ClaimedJob
     grant: Grant
-
-
-class Slots:
-    """Limits how many jobs run at once.
-
-    The number of jobs to fetch ahead follows from the recent mean interval between releases: as many as slots will
-    become free during a claim, but at most the number of slots.
-    """
-
-    def __init__(self, number: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.number = number
-        self._free = asyncio.Semaphore(number)
-        self._clock = clock
-        self._released_at = clock()
-        self._mean_interval = _MAX_INTERVAL
-
-    @property
-    def ahead(self) -> int:
-        """How many jobs to fetch beyond the number of slots; 0 while slots are released slowly, or not at all."""
-        return min(int(_LOOKAHEAD_SECONDS / max(self._mean_interval, _MIN_INTERVAL)), self.number)
-
-    async def acquire(self) -> bool:
-        """Wait for a slot. False: none became free; then nothing is fetched ahead until releases are quick again."""
-        if not self._free.locked():  # the common case: a timeout would cost more than the slot itself
-            return await self._free.acquire()
-        try:
-            async with asyncio.timeout(_MAX_WAIT_SECONDS):
-                return await self._free.acquire()
-        except TimeoutError:
-            self._mean_interval = _MAX_INTERVAL
-            return False
-
-    def release(self) -> None:
-        """Free a slot for the next job."""
-        now = self._clock()
-        interval = min(now - self._released_at, _MAX_INTERVAL)
-        self._mean_interval += (interval - self._mean_interval) * _SMOOTHING
-        self._released_at = now
-        self._free.release()
 
 
 class Runner:
@@ -111,10 +63,11 @@ class Runner:
         self._performer = performer
         self._slots = Slots(slots)
         self._closing = False
-        #: All tasks that handle a message.
-        self._handling: set[asyncio.Task[None]] = set()
-        #: Those that have a slot or may still need one: all but those that settle an outcome or had nothing to claim.
-        self._needing_slot: set[asyncio.Task[Any] | None] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        #: Number of messages that are being claimed, and of jobs that are not settled.
+        self._in_hand = 0
+        #: Number of those that have a slot or may still need one: all but the jobs whose work has ended.
+        self._needing_slot = 0
         self.capacity_freed = asyncio.Event()
         #: The jobs that are claimed, until their settlement has returned.
         self.running: dict[UUID, Execution] = {}
@@ -123,25 +76,14 @@ class Runner:
         """Return the backends whose messages this worker can use now; None stands for those that any worker can use."""
         return [*self._shared, *self._engine.served()]
 
-    def start(self, message: JobMessage) -> "asyncio.Task[None]":
-        """Handle a message in a task of its own, which must not be cancelled."""
-        task = asyncio.create_task(self.process(message))
-        self._handling.add(task)
-        self._needing_slot.add(task)
-        task.add_done_callback(self._on_done)
-        return task
-
-    def _on_done(self, task: "asyncio.Task[None]") -> None:
-        self._handling.discard(task)
-        self._no_longer_needs_slot(task)
-
-    def _no_longer_needs_slot(self, task: "asyncio.Task[None] | None") -> None:
-        self._needing_slot.discard(task)
-        self.capacity_freed.set()
+    def start(self, messages: Sequence[JobMessage]) -> None:
+        """Claim the jobs of these messages, and run each job in a task of its own, which must not be cancelled."""
+        self._take_in_hand(len(messages))
+        self._in_task(self._claim_and_run(messages))
 
     async def handle(self, message: JobMessage) -> None:
         """Handle a message for arq, which cancels this call when the worker shuts down: all jobs are released first."""
-        task = self.start(message)
+        task = self._in_task(self.process(message))
         while not task.done():
             try:
                 await asyncio.shield(task)
@@ -149,28 +91,73 @@ class Runner:
                 if not task.cancelled():
                     self.release_all()
 
+    async def _claim_and_run(self, messages: Sequence[JobMessage]) -> None:
+        """Run the jobs that one statement can claim now, and process each of the other messages on its own."""
+        claims: Sequence[Claim] = []
+        try:
+            claims = await self._claim_unlocked(messages)
+        finally:
+            self._put_down(len(messages) - len(claims))
+        for claim in claims:
+            self._in_task(self._run(claim))
+        if len(claims) < len(messages):
+            claimed = {claim.job.message[:2] for claim in claims}
+            for message in messages:
+                if message[:2] not in claimed:
+                    self._in_task(self.process(message))
+            messages = [message for message in messages if message[:2] in claimed]
+        await self.queue.acknowledge_all(messages)
+
     async def process(self, message: JobMessage) -> None:
         """Claim, perform, settle."""
+        self._take_in_hand(1)
+        claim = None
         try:
             claim = await self.claim(message)
         finally:
             acknowledged = self.queue.acknowledge(message)  # sent while the job runs
-        if claim is None:
-            self._no_longer_needs_slot(asyncio.current_task())
-        else:
-            await self._execute(claim)
+            if claim is None:
+                self._put_down(1)
+        if claim is not None:
+            await self._run(claim)
         await acknowledged
 
-    async def _execute(self, claim: Claim) -> None:
+    async def _run(self, claim: Claim) -> None:
         """Perform and settle. The slot is only held for the work: the next job uses it while this one is settled."""
         claimed_at = time.monotonic()
         execution = self._register(claim)
         try:
-            outcome = await self._perform_in_slot(execution)
-            self._no_longer_needs_slot(asyncio.current_task())
+            try:
+                outcome = await self._perform_in_slot(execution)
+            finally:
+                self._needing_slot -= 1
+                self.capacity_freed.set()
             await self.settle(execution.job, outcome, duration=time.monotonic() - claimed_at)
         finally:
             self._unregister(execution)
+            self._in_hand -= 1
+            self.capacity_freed.set()
+
+    def _take_in_hand(self, count: int) -> None:
+        self._in_hand += count
+        self._needing_slot += count
+
+    def _put_down(self, count: int) -> None:
+        """Count messages off that had nothing to claim."""
+        self._in_hand -= count
+        self._needing_slot -= count
+        self.capacity_freed.set()
+
+    def _in_task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+        return task
+
+    def _on_done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("job.task_failed", exc_info=error)
 
     async def _perform_in_slot(self, execution: Execution) -> Outcome:
         """Perform a job once a slot is free. If none becomes free, or the worker is closing, release the job."""
@@ -198,12 +185,12 @@ class Runner:
         As many again may be waiting to be settled. When settlements pile up beyond that, the capacity is 0.
         """
         maximum = self._slots.number + self._slots.ahead
-        return max(min(maximum - len(self._needing_slot), 2 * maximum - len(self._handling)), 0)
+        return max(min(maximum - self._needing_slot, 2 * maximum - self._in_hand), 0)
 
     async def drained(self) -> None:
         """Wait until no message is being handled."""
-        while self._handling:
-            await asyncio.wait(self._handling)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def release_all(self) -> None:
         """Claim nothing more, and release each job as soon as its storage work can be stopped."""
@@ -215,6 +202,16 @@ class Runner:
         """Release all jobs and wait until they are settled."""
         self.release_all()
         await self.drained()
+
+    async def _claim_unlocked(self, messages: Sequence[JobMessage]) -> Sequence[Claim]:
+        """Claim the jobs that one statement can claim now. None, if it fails or must leave any of them out."""
+        if self._closing or any(self._is_stalled_here(message.job_id) for message in messages):
+            return []
+        try:
+            return await self._engine.claim_unlocked(messages)
+        except Exception as error:  # noqa: BLE001 (the failure of one message must not stop the others)
+            log.debug("claims.tried_singly", count=len(messages), error=str(error))
+            return []
 
     async def claim(self, message: JobMessage) -> Claim | None:
         """Claim the job if its epoch is that of the message, and no earlier attempt at it hangs in this process."""
@@ -276,13 +273,17 @@ class Runner:
         if earlier := self.running.get(job.id):  # it lost its lease unnoticed, or was just settled
             earlier.grant.stop(StopReason.LEASE_LOST)
         self.running[job.id] = execution
-        ids = log_fields(job_id=job.id, parent_id=job.parent_id, **subject_fields(job))
-        bind_contextvars(kind=job.kind, attempt=job.attempt, **ids)
+        log_for(partial(_job_fields, job))
         return execution
 
     def _unregister(self, execution: Execution) -> None:
         if self.running.get(execution.job.id) is execution:  # otherwise the job was claimed here again
             del self.running[execution.job.id]
+
+
+def _job_fields(job: ClaimedJob) -> Fields:
+    ids = log_fields(job_id=job.id, parent_id=job.parent_id, **subject_fields(job))
+    return {"kind": job.kind, "attempt": job.attempt, **ids}
 
 
 def _is_continued_lane(job: ClaimedJob) -> bool:

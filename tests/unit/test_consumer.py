@@ -1,7 +1,7 @@
 """The consumer fetches messages in batches, at once, and skips reserved ones; other messages are left to arq."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from arq.worker import func
 from fakeredis import FakeServer
 
 import worker.consumer
+from domain.jobs.engine import Claim
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import FUNCTION_NAME, JobQueue, deserialize, message_id, serialize
 from domain.storage.memory import MemoryDriver
@@ -25,8 +26,11 @@ def messages(count: int) -> list[JobMessage]:
     return [a_job().message for _ in range(count)]
 
 
-def a_consumer(server: FakeServer, *jobs: Any, slots: int = 10, **settings: Any) -> ArqConsumer:
-    runner = a_runner(FakeJobEngine(*jobs), MemoryDriver(), queue=JobQueue(fake_redis(server)), slots=slots)
+def a_consumer(
+    server: FakeServer, *jobs: Any, slots: int = 10, engine: FakeJobEngine | None = None, **settings: Any
+) -> ArqConsumer:
+    engine = engine or FakeJobEngine(*jobs)
+    runner = a_runner(engine, MemoryDriver(), queue=JobQueue(fake_redis(server)), slots=slots)
     pool = JobQueue(fake_redis(server)).redis
     common = {
         "queue_name": QUEUE_NAME,
@@ -136,7 +140,7 @@ async def test_idle_worker_is_woken_by_a_dispatch_and_not_by_polling(monkeypatch
     monkeypatch.setattr(worker.consumer, "_POLL_SECONDS", 3600)
     server, job = FakeServer(), a_job()
     consumer, queue = a_consumer(server, job), JobQueue(fake_redis(server))
-    consuming = asyncio.create_task(consume_until(lambda: consumer.jobs_complete == 1, consumer))
+    consuming = asyncio.create_task(consume_until(lambda: job.status == "succeeded", consumer))
     await asyncio.sleep(0.01)
     await queue.dispatch([job.message])
     await consuming
@@ -167,10 +171,9 @@ async def test_worker_without_free_capacity_fetches_nothing() -> None:
     consumer, queue = a_consumer(server, *jobs, slots=2), JobQueue(fake_redis(server))
     not_settling, start = [], consumer._runner.start
 
-    def counting_start(message: JobMessage) -> asyncio.Task[None]:
-        task = start(message)
-        not_settling.append(len(consumer._runner._needing_slot))
-        return task
+    def counting_start(messages: Sequence[JobMessage]) -> None:
+        start(messages)
+        not_settling.append(consumer._runner._needing_slot)
 
     consumer._runner.start = counting_start  # type: ignore[method-assign]
     await queue.dispatch([job.message for job in jobs])
@@ -201,33 +204,22 @@ async def test_functions_of_other_producers_are_called_by_arq_itself() -> None:
     assert called == [("hello", 1)]
 
 
-async def test_burst_mode_ends_when_the_queue_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def skip_info(*_: object) -> None:  # fakeredis has no INFO command
-        pass
-
-    monkeypatch.setattr("arq.worker.log_redis_info", skip_info)
-    server, jobs = FakeServer(), [a_job() for _ in range(5)]
-    consumer = a_consumer(server, *jobs, burst=True, poll_delay=0.001)
-    await JobQueue(fake_redis(server)).dispatch([job.message for job in jobs])
-    await consumer.main()
-
-    assert {job.status for job in jobs} == {"succeeded"}
-
-
-async def test_exception_in_the_runner_is_logged_and_frees_its_capacity() -> None:
+async def test_error_in_the_runner_is_logged_and_frees_its_capacity() -> None:
     server, job = FakeServer(), a_job()
-    consumer = a_consumer(server, job)
-
-    async def broken(message: JobMessage) -> None:
-        raise RuntimeError("broken")
-
-    consumer._runner.process = broken  # type: ignore[method-assign]
+    consumer = a_consumer(server, engine=BrokenEngine(job))
     await JobQueue(fake_redis(server)).dispatch([job.message])
     with structlog.testing.capture_logs() as logs:
-        await consume_until(lambda: consumer.jobs_failed == 1, consumer)
+        await consume_until(lambda: bool(logs), consumer)
 
     assert [line["event"] for line in logs] == ["job.task_failed"]
-    assert (consumer.tasks, consumer._runner.capacity) == ({}, 10)
+    assert consumer._runner.capacity == 10
+
+
+class BrokenEngine(FakeJobEngine):
+    """Has a bug in every claim."""
+
+    async def claim(self, message: JobMessage) -> Claim | None:
+        raise RuntimeError("broken")
 
 
 async def test_worker_whose_clock_is_behind_fetches_a_new_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ class TestClaim:
         assert second.status == "queued"
 
     async def test_job_that_finds_no_slot_is_released(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("worker.runner._MAX_WAIT_SECONDS", 0.01)
+        monkeypatch.setattr("worker.slots._MAX_WAIT_SECONDS", 0.01)
         gate = closed_gate(tmp_path)
         first, second = a_job(), a_job()
         engine = FakeJobEngine(first, second)
@@ -92,7 +92,33 @@ class TestClaim:
         before = runner.capacity
         runner._slots._mean_interval = 0.0
 
-        assert (before, runner.capacity) == (10, 20)
+        assert (before, runner.capacity) == (10, 90)
+
+    async def test_jobs_of_fetched_messages_run_although_one_message_is_outdated(self) -> None:
+        jobs = [a_job() for _ in range(3)]
+        messages = [job.message for job in jobs]
+        jobs[1].epoch = 1
+        engine = FakeJobEngine(*jobs)
+        runner = a_runner(engine, MemoryDriver())
+        runner.start(messages)
+        await runner.drained()
+
+        assert [job.status for job in jobs] == ["succeeded", "queued", "succeeded"]
+        assert runner.capacity == 10
+
+    async def test_messages_are_claimed_singly_if_they_cannot_be_claimed_together(self) -> None:
+        jobs = [a_job() for _ in range(3)]
+        engine = PoisonedEngine(*jobs)
+        queue = JobQueue(fake_redis())
+        await queue.dispatch([job.message for job in jobs])
+        runner = a_runner(engine, MemoryDriver(), queue=queue)
+        with structlog.testing.capture_logs() as logs:
+            runner.start([job.message for job in jobs])
+            await runner.drained()
+
+        assert [job.status for job in jobs] == ["queued", "succeeded", "succeeded"]
+        assert [line["event"] for line in logs if line["log_level"] == "error"] == ["job.task_failed"]
+        assert (runner.capacity, await queue.missing([jobs[1].message])) == (10, [jobs[1].message])
 
     async def test_message_is_deleted_as_soon_as_the_job_is_claimed(self, tmp_path: Path) -> None:
         job, redis = a_job(), fake_redis()
@@ -369,6 +395,15 @@ class LostReplyEngine(FakeJobEngine):
         if await super().settle(job, outcome):
             raise DatabaseUnavailable
         return False
+
+
+class PoisonedEngine(FakeJobEngine):
+    """Fails as soon as it is to claim its first job."""
+
+    async def claim(self, message: JobMessage) -> Claim | None:
+        if message.job_id == next(iter(self.jobs)):
+            raise ValueError("a bug")
+        return await super().claim(message)
 
 
 class SlowClaimEngine(FakeJobEngine):

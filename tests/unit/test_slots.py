@@ -1,8 +1,8 @@
-"""As many jobs are fetched ahead as will find a slot within the duration of a claim."""
+"""As many jobs are fetched ahead as will find a slot within a tenth of a second."""
 
 import pytest
 
-from worker.runner import Slots
+from worker.slots import Slots
 
 
 class Clock:
@@ -30,29 +30,29 @@ def test_nothing_is_fetched_ahead_at_first(slots: int) -> None:
     assert Slots(slots).ahead == 0
 
 
-async def test_number_fetched_ahead_is_at_most_the_number_of_slots() -> None:
-    assert (await released_at_intervals(10, *[0.0] * 200)).ahead == 10
+async def test_number_fetched_ahead_is_at_most_eight_per_slot() -> None:
+    assert (await released_at_intervals(10, *[0.0] * 200)).ahead == 80
 
 
-@pytest.mark.parametrize(("interval", "ahead"), [(0.0001, 100), (0.0004, 50), (0.002, 10), (0.019, 1), (0.1, 0)])
+@pytest.mark.parametrize(("interval", "ahead"), [(0.0001, 800), (0.0005, 200), (0.002, 50), (0.01, 10), (0.3, 0)])
 async def test_longer_intervals_between_releases_mean_fewer_jobs_ahead(interval: float, ahead: int) -> None:
-    assert (await released_at_intervals(100, *[interval] * 500)).ahead == pytest.approx(ahead, abs=1)
+    assert (await released_at_intervals(100, *[interval] * 500)).ahead == pytest.approx(ahead, rel=0.03, abs=1)
 
 
 async def test_one_slow_job_is_enough_to_fetch_nothing_ahead() -> None:
-    assert (await released_at_intervals(100, *[0.0001] * 200, 10.0)).ahead == 0
+    assert (await released_at_intervals(100, *[0.0001] * 200, 10.0)).ahead <= 1
 
 
 @pytest.mark.parametrize("slots", [1, 10, 100, 1000])
 async def test_waiting_for_a_slot_times_out_and_then_nothing_is_fetched_ahead(
     slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.runner._MAX_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("worker.slots._MAX_WAIT_SECONDS", 0.01)
     fast = await released_at_intervals(slots, *[0.0] * 200)
     before = fast.ahead
     acquired = [await fast.acquire() for _ in range(slots)]
     acquired_one_more = await fast.acquire()
 
-    assert (before, all(acquired), acquired_one_more, fast.ahead) == (slots, True, False, 0)
+    assert (before, all(acquired), acquired_one_more, fast.ahead) == (8 * slots, True, False, 0)
     fast.release()
     assert await fast.acquire()

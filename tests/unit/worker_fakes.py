@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -57,13 +57,21 @@ class FakeJobEngine(JobEngine):
     async def claim(self, message: JobMessage) -> Claim | None:
         self._connect()
         self.claims.append(message)
-        job = self.jobs.get(message.job_id)
-        if job is None or job.epoch != message.epoch or job.status is not JobStatus.QUEUED:
+        if not self._is_claimable(message):
             return None
+        job = self.jobs[message.job_id]
         job.status = JobStatus.RUNNING
         job.attempt += 1
         claimed = ClaimedJob.from_row(job)._replace(queue_ms=self.queue_ms)
         return Claim(claimed, time.monotonic() + self.lease)
+
+    async def claim_unlocked(self, messages: Sequence[JobMessage]) -> Sequence[Claim]:
+        """Leave out those that `claim` returns None for, which is called for them next."""
+        return [claim for message in messages if self._is_claimable(message) and (claim := await self.claim(message))]
+
+    def _is_claimable(self, message: JobMessage) -> bool:
+        job = self.jobs.get(message.job_id)
+        return job is not None and job.epoch == message.epoch and job.status is JobStatus.QUEUED
 
     async def settle(self, job: ClaimedJob, outcome: Outcome) -> bool:
         self._connect()

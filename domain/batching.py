@@ -1,23 +1,26 @@
 """Group commit: concurrent calls are sent as one batch, and each caller gets the result of its own item.
 
 A single item is sent at once. Items that arrive while a batch is in flight form the next batch, so the cost per item
-falls as the load grows. A batch that hangs holds up the others for `_SLOW_SECONDS` only: the next one is then sent
-beside it.
+falls as the load grows. A batcher may send a second batch beside the first when enough items wait for it. A batch that
+hangs holds up the others for `_SLOW_SECONDS` only: the next one is then sent beside it.
 """
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Generic, TypeVar
-
-from structlog.contextvars import clear_contextvars
+from typing import Final, Generic, TypeVar, cast
 
 from domain import tracing
+from domain.logs import clear_log_context
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 #: Maximum number of items sent singly at the same time: they share the connection pool with everything else.
 _MAX_SINGLE_SENDS: Final = 4
+
+#: Maximum number of batches in flight, without those that hang.
+_MAX_IN_FLIGHT: Final = 2
 
 #: Time in seconds after which the next batch no longer waits for the one in flight.
 _SLOW_SECONDS: Final = 2.0
@@ -40,6 +43,7 @@ class Batcher(Generic[Item, Result]):
         send: "Send[Item, Result]",
         *,
         max_batch: int,
+        enough: int | None = None,
         fails_all: Callable[[Exception], bool] = lambda _: False,
         drop_cancelled: bool = False,
     ) -> None:
@@ -48,16 +52,19 @@ class Batcher(Generic[Item, Result]):
         Args:
             send: Sends one batch.
             max_batch: Maximum number of items in one batch.
+            enough: When so many items wait, a second batch is sent beside the one in flight; None: never.
             fails_all: Whether a failure concerns the whole batch; it is then raised to every caller without sending
                 the items singly.
             drop_cancelled: Whether an item whose future was cancelled before its batch was sent is left out.
         """
         self._send = send
         self._max_batch = max_batch
+        self._enough = math.inf if enough is None else enough
         self._fails_all = fails_all
         self._drop_cancelled = drop_cancelled
         self._waiting: list[_Submitted[Item, Result]] = []
-        self._sending: asyncio.Task[None] | None = None
+        #: Tasks that send batch after batch.
+        self._sending: set[asyncio.Task[None]] = set()
         #: Tasks that send a batch which was left behind.
         self._slow: set[asyncio.Task[None]] = set()
         self._single_sends: set[asyncio.Task[None]] = set()
@@ -71,7 +78,7 @@ class Batcher(Generic[Item, Result]):
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._sending is None:
+        if self._is_due(len(self._sending)):
             self._start()
         return future
 
@@ -79,31 +86,33 @@ class Batcher(Generic[Item, Result]):
         """Send an item and return its result."""
         return await self.submit(item)
 
+    def _is_due(self, others: int) -> bool:
+        """Return whether to send a batch now, beside those that ``others`` tasks send."""
+        return others == 0 or (others < _MAX_IN_FLIGHT and len(self._waiting) >= self._enough)
+
     def _start(self) -> None:
-        self._sending = asyncio.create_task(self._send_all())
+        self._sending.add(asyncio.create_task(self._send_all()))
 
     async def _send_all(self) -> None:
-        clear_contextvars()  # this task inherits the log context of the first caller, but serves all of them
+        clear_log_context()  # this task inherits the log context of the first caller, but serves all of them
         tracing.leave()
-        loop, this = asyncio.get_running_loop(), asyncio.current_task()
+        loop, this = asyncio.get_running_loop(), cast("asyncio.Task[None]", asyncio.current_task())
         try:
-            while self._sending is this and (batch := self._next_batch()):
-                timer = loop.call_later(_SLOW_SECONDS, self._leave_behind)
+            while this in self._sending and self._is_due(len(self._sending) - 1) and (batch := self._next_batch()):
+                timer = loop.call_later(_SLOW_SECONDS, self._leave_behind, this)
                 try:
                     await self._deliver(batch)
                 finally:
                     timer.cancel()
         finally:
-            if self._sending is this:
-                self._sending = None
+            self._sending.discard(this)
 
-    def _leave_behind(self) -> None:
-        """Let the batch in flight take its time, and send those behind it."""
-        if self._sending is not None:
-            self._slow.add(self._sending)
-            self._sending.add_done_callback(self._slow.discard)
-        self._sending = None
-        if self._waiting:
+    def _leave_behind(self, sending: "asyncio.Task[None]") -> None:
+        """Let a batch in flight take its time, and send those behind it."""
+        self._sending.discard(sending)
+        self._slow.add(sending)
+        sending.add_done_callback(self._slow.discard)
+        if self._waiting and self._is_due(len(self._sending)):
             self._start()
 
     def _next_batch(self) -> "Sequence[_Submitted[Item, Result]]":

@@ -28,6 +28,12 @@ def log_for(subject: Callable[[], Fields]) -> None:
     _subject.set(subject)
 
 
+def clear_log_context() -> None:
+    """Leave the fields of a request and of `log_for` out of the lines of this task from now on."""
+    structlog.contextvars.clear_contextvars()
+    _subject.set(None)
+
+
 def add_subject(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Add the fields of `log_for` to a line that does not have them."""
     subject = _subject.get()

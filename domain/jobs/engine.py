@@ -44,6 +44,8 @@ from domain.jobs.webhooks.outbox import record_ended_jobs
 
 #: Maximum number of jobs settled in one statement, or claimed in one after a first try.
 _MAX_BATCH: Final = 500
+#: So many outcomes are settled at once beside a batch in flight: PostgreSQL then works while this process does.
+_ENOUGH: Final = 100
 #: Lock timeout of claims and settlements, in seconds. When it expires in a batch, each item is retried on its own. A
 #: single item that times out raises `DatabaseUnavailable`, so that it does not hold up the batcher: a settlement is
 #: tried again by its caller, a claim is left until maintenance sends its message again.
@@ -129,7 +131,7 @@ class JobEngine:
         )
         #: One batcher per kind and outcome: each transaction then locks all its volumes in one statement, in one order.
         self._settlement_batchers: defaultdict[tuple[str, type[Outcome]], Batcher[_EndedAttempt, bool]] = defaultdict(
-            lambda: Batcher(self._settle_batch, max_batch=_MAX_BATCH, fails_all=is_unreachable)
+            lambda: Batcher(self._settle_batch, max_batch=_MAX_BATCH, enough=_ENOUGH, fails_all=is_unreachable)
         )
         #: Number of live workers at the last heartbeat, including this one.
         self.workers = 1

@@ -7,6 +7,7 @@ import pytest
 import structlog
 
 from domain.batching import Batcher
+from domain.logs import log_for
 
 
 class Counter:
@@ -54,6 +55,25 @@ async def test_batch_is_never_larger_than_max_batch() -> None:
 
     assert await asyncio.gather(*map(double, range(5))) == [0, 2, 4, 6, 8]
     assert counter.calls == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize(("waiting", "in_flight"), [(3, 1), (4, 2), (12, 2)])
+async def test_second_batch_is_in_flight_only_when_enough_items_wait(waiting: int, in_flight: int) -> None:
+    counter = Counter()
+    counter.gate.clear()
+    double = Batcher(counter.double, max_batch=5, enough=4)
+    first = double.submit(0)
+    while not counter.calls:
+        await asyncio.sleep(0)
+    later = [double.submit(number) for number in range(1, waiting + 1)]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    calls = len(counter.calls)
+    counter.gate.set()
+
+    assert await asyncio.gather(first, *later) == [2 * number for number in range(waiting + 1)]
+    assert calls == in_flight
+    assert [number for call in counter.calls for number in call] == list(range(waiting + 1))
 
 
 async def test_batch_that_hangs_holds_up_no_later_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,8 +180,10 @@ async def test_log_lines_of_a_batch_lack_the_context_of_its_first_caller(caplog:
         structlog.get_logger("verbose").warning("sent")
         return items
 
-    with structlog.contextvars.bound_contextvars(job_id="mine"):
+    log_for(lambda: {"job_id": "mine"})
+    with structlog.contextvars.bound_contextvars(request_id="mine"):
         await Batcher(log_and_return, max_batch=10)(1)
         structlog.get_logger("verbose").warning("received")
 
-    assert ["job_id" in record.msg for record in caplog.records] == [False, True]
+    lines = [record.msg for record in caplog.records]
+    assert [[name in line for name in ("job_id", "request_id")] for line in lines] == [[False] * 2, [True] * 2]

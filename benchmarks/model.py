@@ -1,0 +1,238 @@
+"""What more workers do than fit on this machine: a simulation with measured costs. For docs/scale.md.
+
+    python benchmarks/model.py        takes a minute
+
+It measures the CPU time that PostgreSQL takes to claim and to settle jobs, one at a time and a hundred at once. Then it
+simulates workers that always find jobs, on a PostgreSQL with a number of cores. Batches form as in the workers: a claim
+takes all free slots, and a settlement all jobs that have ended meanwhile. Locks, disks, Redis, and the workers' own CPU
+time are left out.
+"""
+
+# ruff: noqa: INP001, T201 - not a package, and its output is printed
+
+import asyncio
+import heapq
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from random import Random
+from typing import Final
+from uuid import UUID, uuid4
+
+import psutil
+from arena import arena
+from contestants import Cistern
+from servers import MIB, private_settings
+
+from domain.db.database import Database
+from domain.jobs.kinds import JobKind
+from domain.jobs.model import JobMessage
+from domain.jobs.states import JobStatus
+from domain.jobs.store.leases import LeaseRepository, Settlement
+from domain.operations import VolumeState
+from domain.settings import Settings
+from domain.volumes.repository import Release, VolumeRepository
+
+#: Number of jobs at once for which costs are measured, each for this number of jobs in all.
+MEASURED: Final = {1: 2_000, 100: 20_000}
+SLOTS: Final = 10
+STORAGE_SECONDS: Final = 0.02
+#: The shortest and the longest operation, in shares of the mean. Where the storage is even, the jobs of a batch end
+#: together, and so are the next batch.
+SPREADS: Final = {"even": (1.0, 1.0), "uneven": (0.5, 1.5)}
+#: From the end of a job until the worker looks what to do next: what ends within it is handled together.
+TICK_SECONDS: Final = 0.0005
+#: A fetch from Redis.
+FETCH_SECONDS: Final = 0.001
+#: What a statement takes besides PostgreSQL's CPU time: the network, the driver, and the flush of the WAL.
+ROUND_TRIP_SECONDS: Final = 0.002
+SIMULATED_SECONDS: Final = 5.0
+SCENARIOS: Final = [(2, n) for n in (1, 2, 4, 8, 16, 32)] + [(8, n) for n in (8, 32, 64, 100)] + [(32, 100), (32, 300)]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The CPU time of PostgreSQL for one batch of jobs, in seconds."""
+
+    per_batch: float
+    per_job: float
+
+    def of(self, jobs: int) -> float:
+        """Return the seconds for a batch of this size."""
+        return self.per_batch + self.per_job * jobs
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Those of a claim, and of a settlement with its effects."""
+
+    claim: Cost
+    settlement: Cost
+
+
+Batch = Sequence[tuple[UUID, UUID]]
+WORKER: Final = uuid4()
+
+
+async def claim(database: Database, batch: Batch) -> None:
+    """Claim these jobs, as a worker does."""
+    messages = [JobMessage(job_id, 0) for job_id, _ in batch]
+    kinds, backends = [JobKind.VOLUME_EXPAND], ["local"]
+    async with database.autocommit() as connection:
+        await LeaseRepository(connection).claim(messages, worker_id=WORKER, kinds=kinds, backends=backends, lease=60)
+
+
+async def settle(database: Database, batch: Batch) -> None:
+    """Settle these jobs as succeeded, and release their volumes, as a worker does."""
+    ends = [Settlement(job_id, 0, JobStatus.SUCCEEDED, result={"size": 2 * MIB}) for job_id, _ in batch]
+    releases = [Release(volume_id, job_id, 2 * MIB) for job_id, volume_id in batch]
+    async with database.transaction() as session:
+        await LeaseRepository(session).settle(ends, worker_id=WORKER, lock_timeout=1)
+        await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time that PostgreSQL has used."""
+    processes = psutil.Process().children(recursive=True)
+    return float(sum(sum(one.cpu_times()[:2]) for one in processes if "postgres" in one.name()))
+
+
+async def measure(settings: Settings) -> Costs:
+    """Measure what claims and settlements cost."""
+    seconds: dict[str, list[float]] = {"claim": [], "settle": []}
+    async with arena(settings) as race_arena:
+        for at_once, jobs in MEASURED.items():
+            await Cistern(race_arena).prepare(jobs)
+            rows = await race_arena.cistern.fetch("SELECT id, volume_id FROM jobs ORDER BY id")
+            batches = [
+                [(row["id"], row["volume_id"]) for row in rows[n : n + at_once]] for n in range(0, jobs, at_once)
+            ]
+            for name, step in (("claim", claim), ("settle", settle)):
+                before = cpu_seconds()
+                for batch in batches:
+                    await step(race_arena.services.database, batch)
+                seconds[name].append((cpu_seconds() - before) / len(batches))
+    return Costs(*(fitted(*values) for values in seconds.values()))
+
+
+def fitted(of_one: float, of_many: float) -> Cost:
+    """Return the cost that explains both measurements."""
+    one, many = MEASURED
+    per_job = (of_many - of_one) / (many - one)
+    return Cost(of_one - per_job * one, per_job)
+
+
+class Simulation:
+    """Workers and a PostgreSQL, in simulated time."""
+
+    def __init__(self, costs: Costs, *, cores: int, workers: int, spread: tuple[float, float]) -> None:
+        self.costs = costs
+        self._spread = spread
+        self._random = Random(1)  # noqa: S311 (not a secret)
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = count()
+        self._idle_cores = cores
+        self._statements: deque[tuple[float, Callable[[], None]]] = deque()
+        self.workers = [SimulatedWorker(self) for _ in range(workers)]
+        self.now = 0.0
+        self.busy = 0.0
+        self.batches = self.settled = 0
+
+    def run(self) -> Sequence[str]:
+        """Simulate; return jobs per second, their share of what the slots allow, commits per job, and cores used."""
+        for worker in self.workers:
+            self.after(self._random.uniform(0, STORAGE_SECONDS), worker.wake)
+        while self.now < SIMULATED_SECONDS:
+            self.now, _, event = heapq.heappop(self._events)
+            event()
+        rate, allowed = self.settled / self.now, len(self.workers) * SLOTS / STORAGE_SECONDS
+        commits, cores = self.batches / self.settled, self.busy / self.now
+        return f"{rate:,.0f}", f"{rate / allowed:.2f}", f"{commits:.2f}", f"{cores:.1f}"
+
+    def after(self, seconds: float, event: Callable[[], None]) -> None:
+        """Call ``event`` later."""
+        heapq.heappush(self._events, (self.now + seconds, next(self._order), event))
+
+    def storage(self, event: Callable[[], None]) -> None:
+        """Call ``event`` when the storage work of one job has ended."""
+        self.after(STORAGE_SECONDS * self._random.uniform(*self._spread), event)
+
+    def execute(self, seconds: float, event: Callable[[], None]) -> None:
+        """Have PostgreSQL work for so long, and call ``event`` when its answer arrives."""
+        self.batches += 1
+        self._statements.append((seconds, event))
+        self._next_statement()
+
+    def _next_statement(self) -> None:
+        if self._statements and self._idle_cores:
+            self._idle_cores -= 1
+            seconds, event = self._statements.popleft()
+            self.busy += seconds
+            self.after(seconds, self._statement_done)
+            self.after(seconds + ROUND_TRIP_SECONDS, event)
+
+    def _statement_done(self) -> None:
+        self._idle_cores += 1
+        self._next_statement()
+
+
+class SimulatedWorker:
+    """A worker, as PostgreSQL sees it."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._free, self._ended = SLOTS, 0
+        self._claiming = self._settling = False
+
+    def wake(self) -> None:
+        """Claim for the free slots, and settle what has ended, unless either is in flight; a tick from now."""
+        if self._free and not self._claiming:
+            self._claiming = True
+            self._simulation.after(TICK_SECONDS, self._claim)
+        if self._ended and not self._settling:
+            self._settling = True
+            self._simulation.after(TICK_SECONDS, self._settle)
+
+    def _claim(self) -> None:
+        jobs, self._free = self._free, 0
+        execute = self._simulation.execute
+        claim = self._simulation.costs.claim
+        self._simulation.after(FETCH_SECONDS, lambda: execute(claim.of(jobs), lambda: self._claimed(jobs)))
+
+    def _claimed(self, jobs: int) -> None:
+        self._claiming = False
+        for _ in range(jobs):
+            self._simulation.storage(self._end_job)
+        self.wake()
+
+    def _end_job(self) -> None:
+        self._free += 1
+        self._ended += 1
+        self.wake()
+
+    def _settle(self) -> None:
+        jobs, self._ended = self._ended, 0
+        self._simulation.execute(self._simulation.costs.settlement.of(jobs), lambda: self._settled(jobs))
+
+    def _settled(self, jobs: int) -> None:
+        self._settling = False
+        self._simulation.settled += jobs
+        self.wake()
+
+
+def main() -> None:
+    """Measure, simulate, and print."""
+    with private_settings() as settings:
+        costs = asyncio.run(measure(settings))
+    for name, cost in vars(costs).items():
+        print(f"a {name}: {1e6 * cost.per_batch:.0f} us and {1e6 * cost.per_job:.0f} us per job")
+    names = [f"{name}, {spread}" for spread in SPREADS for name in ("jobs/s", "of the slots", "commits", "cores used")]
+    print(f"\n| cores | workers | {' | '.join(names)} |\n{'|---' * (2 + len(names))}|")
+    for cores, workers in SCENARIOS:
+        runs = [Simulation(costs, cores=cores, workers=workers, spread=spread).run() for spread in SPREADS.values()]
+        print(f"| {cores} | {workers} | {' | '.join(cell for run in runs for cell in run)} |")
+
+
+if __name__ == "__main__":
+    main()

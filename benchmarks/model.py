@@ -1,11 +1,10 @@
-"""What more workers do than fit on this machine: a simulation with measured costs. For docs/scale.md.
+"""Simulate more workers than this machine can run, for docs/scale.md.
 
     python benchmarks/model.py        takes a minute
 
-It measures the CPU time that PostgreSQL takes to claim and to settle jobs, one at a time and a hundred at once. Then it
-simulates workers that always find jobs, on a PostgreSQL with a number of cores. Batches form as in the workers: a claim
-takes all free slots, and a settlement all jobs that have ended meanwhile. Locks, disks, Redis, and the workers' own CPU
-time are left out.
+The CPU time that PostgreSQL takes for claims and settlements is measured, of one job and of a hundred at once. The
+other times are assumed. The workers always find jobs; how many each fetches is decided by the code of the worker.
+Locks, disks, Redis, and the CPU time of the workers are left out.
 """
 
 # ruff: noqa: INP001, T201 - not a package, and its output is printed
@@ -33,19 +32,21 @@ from domain.jobs.store.leases import LeaseRepository, Settlement
 from domain.operations import VolumeState
 from domain.settings import Settings
 from domain.volumes.repository import Release, VolumeRepository
+from worker.slots import Load, Slots
 
-#: Number of jobs at once for which costs are measured, each for this number of jobs in all.
-MEASURED: Final = {1: 2_000, 100: 20_000}
+#: The sizes of batches whose costs are measured, and of how many jobs in all.
+SMALL, LARGE = 1, 100
+JOBS: Final = {SMALL: 2_000, LARGE: 20_000}
 SLOTS: Final = 10
 STORAGE_SECONDS: Final = 0.02
 #: The shortest and the longest operation, in shares of the mean. Where the storage is even, the jobs of a batch end
 #: together, and so are the next batch.
 SPREADS: Final = {"even": (1.0, 1.0), "uneven": (0.5, 1.5)}
-#: From the end of a job until the worker looks what to do next: what ends within it is handled together.
+#: Assumed: from the end of a job to the fetch or the settlement that follows. Jobs that end within it share a batch.
 TICK_SECONDS: Final = 0.0005
-#: A fetch from Redis.
+#: Assumed: a fetch from Redis.
 FETCH_SECONDS: Final = 0.001
-#: What a statement takes besides PostgreSQL's CPU time: the network, the driver, and the flush of the WAL.
+#: Assumed: what a statement takes besides PostgreSQL's CPU time, such as the network and the flush of the WAL.
 ROUND_TRIP_SECONDS: Final = 0.002
 SIMULATED_SECONDS: Final = 5.0
 SCENARIOS: Final = [(2, n) for n in (1, 2, 4, 8, 16, 32)] + [(8, n) for n in (8, 32, 64, 100)] + [(32, 100), (32, 300)]
@@ -65,7 +66,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Those of a claim, and of a settlement with its effects."""
+    """The costs of a claim, and of a settlement with its effects."""
 
     claim: Cost
     settlement: Cost
@@ -102,7 +103,7 @@ async def measure(settings: Settings) -> Costs:
     """Measure what claims and settlements cost."""
     seconds: dict[str, list[float]] = {"claim": [], "settle": []}
     async with arena(settings) as race_arena:
-        for at_once, jobs in MEASURED.items():
+        for at_once, jobs in JOBS.items():
             await Cistern(race_arena).prepare(jobs)
             rows = await race_arena.cistern.fetch("SELECT id, volume_id FROM jobs ORDER BY id")
             batches = [
@@ -116,11 +117,10 @@ async def measure(settings: Settings) -> Costs:
     return Costs(*(fitted(*values) for values in seconds.values()))
 
 
-def fitted(of_one: float, of_many: float) -> Cost:
-    """Return the cost that explains both measurements."""
-    one, many = MEASURED
-    per_job = (of_many - of_one) / (many - one)
-    return Cost(of_one - per_job * one, per_job)
+def fitted(of_small: float, of_large: float) -> Cost:
+    """Return the line through both measurements, in seconds."""
+    per_job = (of_large - of_small) / (LARGE - SMALL)
+    return Cost(of_small - per_job * SMALL, per_job)
 
 
 class Simulation:
@@ -134,9 +134,9 @@ class Simulation:
         self._order = count()
         self._idle_cores = cores
         self._statements: deque[tuple[float, Callable[[], None]]] = deque()
-        self.workers = [SimulatedWorker(self) for _ in range(workers)]
         self.now = 0.0
-        self.busy = 0.0
+        self.workers = [SimulatedWorker(self) for _ in range(workers)]
+        self.busy_core_seconds = 0.0
         self.batches = self.settled = 0
 
     def run(self) -> Sequence[str]:
@@ -147,14 +147,14 @@ class Simulation:
             self.now, _, event = heapq.heappop(self._events)
             event()
         rate, allowed = self.settled / self.now, len(self.workers) * SLOTS / STORAGE_SECONDS
-        commits, cores = self.batches / self.settled, self.busy / self.now
+        commits, cores = self.batches / self.settled, self.busy_core_seconds / self.now
         return f"{rate:,.0f}", f"{rate / allowed:.2f}", f"{commits:.2f}", f"{cores:.1f}"
 
     def after(self, seconds: float, event: Callable[[], None]) -> None:
-        """Call ``event`` later."""
+        """Call ``event`` in so many simulated seconds."""
         heapq.heappush(self._events, (self.now + seconds, next(self._order), event))
 
-    def storage(self, event: Callable[[], None]) -> None:
+    def after_storage_work(self, event: Callable[[], None]) -> None:
         """Call ``event`` when the storage work of one job has ended."""
         self.after(STORAGE_SECONDS * self._random.uniform(*self._spread), event)
 
@@ -168,7 +168,7 @@ class Simulation:
         if self._statements and self._idle_cores:
             self._idle_cores -= 1
             seconds, event = self._statements.popleft()
-            self.busy += seconds
+            self.busy_core_seconds += seconds
             self.after(seconds, self._statement_done)
             self.after(seconds + ROUND_TRIP_SECONDS, event)
 
@@ -178,37 +178,53 @@ class Simulation:
 
 
 class SimulatedWorker:
-    """A worker, as PostgreSQL sees it."""
+    """A worker, as PostgreSQL sees it. How many jobs it fetches is decided by the real code."""
 
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
-        self._free, self._ended = SLOTS, 0
-        self._claiming = self._settling = False
+        self._slots = Slots(SLOTS, clock=lambda: simulation.now)
+        self._load = Load(self._slots)
+        #: Jobs that have no slot yet, that run, and that are to be settled.
+        self._waiting = self._running = self._ended = 0
+        self._fetching = False
+        self._settling = False
 
     def wake(self) -> None:
-        """Claim for the free slots, and settle what has ended, unless either is in flight; a tick from now."""
-        if self._free and not self._claiming:
-            self._claiming = True
-            self._simulation.after(TICK_SECONDS, self._claim)
+        """Start a fetch and a settlement, each a tick from now and unless there is nothing to do or one in progress."""
+        if self._load.capacity and not self._fetching:
+            self._fetching = True
+            self._simulation.after(TICK_SECONDS, self._fetch)
         if self._ended and not self._settling:
             self._settling = True
             self._simulation.after(TICK_SECONDS, self._settle)
 
-    def _claim(self) -> None:
-        jobs, self._free = self._free, 0
-        execute = self._simulation.execute
-        claim = self._simulation.costs.claim
-        self._simulation.after(FETCH_SECONDS, lambda: execute(claim.of(jobs), lambda: self._claimed(jobs)))
+    def _fetch(self) -> None:
+        jobs = self._load.capacity
+        self._load.add(jobs)
+        self._simulation.after(FETCH_SECONDS, lambda: self._fetched(jobs))
 
-    def _claimed(self, jobs: int) -> None:
-        self._claiming = False
-        for _ in range(jobs):
-            self._simulation.storage(self._end_job)
+    def _fetched(self, jobs: int) -> None:
+        self._fetching = False
+        if jobs:
+            self._simulation.execute(self._simulation.costs.claim.of(jobs), lambda: self._claimed(jobs))
         self.wake()
 
+    def _claimed(self, jobs: int) -> None:
+        self._waiting += jobs
+        self._start_jobs()
+
+    def _start_jobs(self) -> None:
+        while self._waiting and self._running < SLOTS:
+            self._waiting -= 1
+            self._running += 1
+            self._simulation.after_storage_work(self._end_job)
+
     def _end_job(self) -> None:
-        self._free += 1
+        self._slots.release()
+        self._load.end_work()
+        self._running -= 1
         self._ended += 1
+        self._start_jobs()
         self.wake()
 
     def _settle(self) -> None:
@@ -218,6 +234,8 @@ class SimulatedWorker:
     def _settled(self, jobs: int) -> None:
         self._settling = False
         self._simulation.settled += jobs
+        for _ in range(jobs):
+            self._load.settle()
         self.wake()
 
 
@@ -226,7 +244,7 @@ def main() -> None:
     with private_settings() as settings:
         costs = asyncio.run(measure(settings))
     for name, cost in vars(costs).items():
-        print(f"a {name}: {1e6 * cost.per_batch:.0f} us and {1e6 * cost.per_job:.0f} us per job")
+        print(f"a {name}: {1e6 * cost.per_batch:.0f} us per batch and {1e6 * cost.per_job:.0f} us per job")
     names = [f"{name}, {spread}" for spread in SPREADS for name in ("jobs/s", "of the slots", "commits", "cores used")]
     print(f"\n| cores | workers | {' | '.join(names)} |\n{'|---' * (2 + len(names))}|")
     for cores, workers in SCENARIOS:

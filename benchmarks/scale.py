@@ -48,8 +48,8 @@ class Usage:
     wal_bytes: int
     commands: int
     connections: int
-    #: Resident memory of the largest worker, in bytes.
-    memory: int
+    #: Resident memory of the largest worker.
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Costs:
 
     rate: float
     connections: int
-    memory: int
+    memory_bytes: int
     worker_us: float
     postgres_us: float
     redis_us: float
@@ -70,12 +70,12 @@ class Costs:
 async def usage(race_arena: Arena) -> Usage:
     """Ask the servers and the operating system."""
     cpu: Counter[str] = Counter()
-    memory = 0
+    memory_bytes = 0
     for process in psutil.Process().children(recursive=True):
         times = process.cpu_times()
         name = next((name for name in ("postgres", "redis") if name in process.name()), "worker")
         cpu[name] += round(1e6 * (times.user + times.system))
-        memory = max(memory, process.memory_info().rss if name == "worker" else 0)
+        memory_bytes = max(memory_bytes, process.memory_info().rss if name == "worker" else 0)
     row = await race_arena.cistern.fetchrow(
         "SELECT (SELECT count(finished_at) FROM jobs) AS done, xact_commit, pg_current_wal_lsn() - '0/0' AS wal,"
         " (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cistern') AS connections"
@@ -83,7 +83,7 @@ async def usage(race_arena: Arena) -> Usage:
     )
     with redis.Redis.from_url(race_arena.redis_url) as client:
         commands = client.info("stats")["total_commands_processed"]
-    return Usage(row["done"], cpu, row["xact_commit"], int(row["wal"]), commands, row["connections"], memory)
+    return Usage(row["done"], cpu, row["xact_commit"], int(row["wal"]), commands, row["connections"], memory_bytes)
 
 
 async def one_round(contestant: Cistern, jobs: int, workers: int) -> Costs:
@@ -103,7 +103,7 @@ async def one_round(contestant: Cistern, jobs: int, workers: int) -> Costs:
     return Costs(
         rate=await contestant.rate(),
         connections=last.connections,
-        memory=last.memory,
+        memory_bytes=last.memory_bytes,
         worker_us=(last.cpu["worker"] - first.cpu["worker"]) / done,
         postgres_us=(last.cpu["postgres"] - first.cpu["postgres"]) / done,
         redis_us=(last.cpu["redis"] - first.cpu["redis"]) / done,
@@ -121,7 +121,7 @@ def line(backend: str, workers: int, rounds: Sequence[Costs]) -> str:
 
     times = [f"{middle(name):.0f}" for name in ("worker_us", "postgres_us", "redis_us")]
     counts = [f"{middle('commits'):.3f}", f"{middle('wal_bytes'):,.0f}", f"{middle('commands'):.1f}"]
-    counts.append(f"{middle('memory') / 1e6:.0f}")
+    counts.append(f"{middle('memory_bytes') / 1e6:.0f}")
     cells = [backend, workers, f"{middle('rate'):,.0f}", f"{middle('connections'):.0f}", *times, *counts]
     return f"| {' | '.join(map(str, cells))} |"
 

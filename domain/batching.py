@@ -1,8 +1,8 @@
 """Group commit: concurrent calls are sent as one batch, and each caller gets the result of its own item.
 
 A single item is sent at once. Items that arrive while a batch is in flight form the next batch, so the cost per item
-falls as the load grows. A batcher may send a second batch beside the first when enough items wait for it. A batch that
-hangs holds up the others for `_SLOW_SECONDS` only: the next one is then sent beside it.
+falls as the load grows. With ``second_batch_at``, a second batch is sent as soon as so many items wait. A batch that
+hangs holds up the others for `_SLOW_SECONDS` only; then it no longer counts as in flight.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ Result = TypeVar("Result")
 #: Maximum number of items sent singly at the same time: they share the connection pool with everything else.
 _MAX_SINGLE_SENDS: Final = 4
 
-#: Maximum number of batches in flight, without those that hang.
+#: Maximum number of batches in flight, not counting those that hang.
 _MAX_IN_FLIGHT: Final = 2
 
-#: Time in seconds after which the next batch no longer waits for the one in flight.
+#: Time in seconds after which a batch counts as hanging.
 _SLOW_SECONDS: Final = 2.0
 
 _Submitted = tuple[Item, "asyncio.Future[Result]"]
@@ -43,7 +43,7 @@ class Batcher(Generic[Item, Result]):
         send: "Send[Item, Result]",
         *,
         max_batch: int,
-        enough: int | None = None,
+        second_batch_at: int | None = None,
         fails_all: Callable[[Exception], bool] = lambda _: False,
         drop_cancelled: bool = False,
     ) -> None:
@@ -52,20 +52,21 @@ class Batcher(Generic[Item, Result]):
         Args:
             send: Sends one batch.
             max_batch: Maximum number of items in one batch.
-            enough: When so many items wait, a second batch is sent beside the one in flight; None: never.
+            second_batch_at: Number of waiting items from which a second batch is sent beside the one in flight. None:
+                it never is.
             fails_all: Whether a failure concerns the whole batch; it is then raised to every caller without sending
                 the items singly.
             drop_cancelled: Whether an item whose future was cancelled before its batch was sent is left out.
         """
         self._send = send
         self._max_batch = max_batch
-        self._enough = math.inf if enough is None else enough
+        self._second_batch_at = math.inf if second_batch_at is None else second_batch_at
         self._fails_all = fails_all
         self._drop_cancelled = drop_cancelled
         self._waiting: list[_Submitted[Item, Result]] = []
-        #: Tasks that send batch after batch.
+        #: Tasks that send a batch, without those that hang.
         self._sending: set[asyncio.Task[None]] = set()
-        #: Tasks that send a batch which was left behind.
+        #: Those that hang.
         self._slow: set[asyncio.Task[None]] = set()
         self._single_sends: set[asyncio.Task[None]] = set()
         self._single_sends_limit = asyncio.Semaphore(_MAX_SINGLE_SENDS)
@@ -78,42 +79,38 @@ class Batcher(Generic[Item, Result]):
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
-        if self._is_due(len(self._sending)):
-            self._start()
+        self._start_if_due()
         return future
 
     async def __call__(self, item: Item) -> Result:
         """Send an item and return its result."""
         return await self.submit(item)
 
-    def _is_due(self, others: int) -> bool:
-        """Return whether to send a batch now, beside those that ``others`` tasks send."""
-        return others == 0 or (others < _MAX_IN_FLIGHT and len(self._waiting) >= self._enough)
+    def _start_if_due(self) -> None:
+        """Send the next batch, unless its items had better wait for the one in flight."""
+        in_flight, waiting = len(self._sending), len(self._waiting)
+        if waiting and (in_flight == 0 or (in_flight < _MAX_IN_FLIGHT and waiting >= self._second_batch_at)):
+            self._sending.add(asyncio.create_task(self._send_next()))
 
-    def _start(self) -> None:
-        self._sending.add(asyncio.create_task(self._send_all()))
-
-    async def _send_all(self) -> None:
-        clear_log_context()  # this task inherits the log context of the first caller, but serves all of them
+    async def _send_next(self) -> None:
+        clear_log_context()  # this task inherits the log context of the caller that started it, but serves all of them
         tracing.leave()
         loop, this = asyncio.get_running_loop(), cast("asyncio.Task[None]", asyncio.current_task())
+        timer = loop.call_later(_SLOW_SECONDS, self._leave_behind, this)
         try:
-            while this in self._sending and self._is_due(len(self._sending) - 1) and (batch := self._next_batch()):
-                timer = loop.call_later(_SLOW_SECONDS, self._leave_behind, this)
-                try:
-                    await self._deliver(batch)
-                finally:
-                    timer.cancel()
+            if batch := self._next_batch():
+                await self._deliver(batch)
         finally:
+            timer.cancel()
             self._sending.discard(this)
+        self._start_if_due()
 
     def _leave_behind(self, sending: "asyncio.Task[None]") -> None:
         """Let a batch in flight take its time, and send those behind it."""
         self._sending.discard(sending)
         self._slow.add(sending)
         sending.add_done_callback(self._slow.discard)
-        if self._waiting and self._is_due(len(self._sending)):
-            self._start()
+        self._start_if_due()
 
     def _next_batch(self) -> "Sequence[_Submitted[Item, Result]]":
         if self._drop_cancelled:

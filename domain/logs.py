@@ -1,7 +1,8 @@
 """Logging: one line per event, with its facts as fields.
 
 Fields that all lines of a request share, such as ``request_id``, are bound once with `structlog.contextvars` and merged
-into each line that is written. Those of a job are only made when a line is: see `log_for`.
+into each line that is written. The fields of a job are computed only when a line is written (`bind_lazily`), so that
+disabled lines cost next to nothing.
 """
 
 import logging
@@ -19,30 +20,30 @@ from domain.settings import LogSettings
 
 Fields = dict[str, object]
 
-#: Returns the fields of what this task works on.
-_subject: ContextVar[Callable[[], Fields] | None] = ContextVar("subject", default=None)
+#: Returns the fields that `bind_lazily` has bound in this task.
+_lazy_fields: ContextVar[Callable[[], Fields] | None] = ContextVar("lazy_fields", default=None)
 
 
-def log_for(subject: Callable[[], Fields]) -> None:
-    """Add the fields that ``subject`` returns to all lines of this task and of those that it creates from now on."""
-    _subject.set(subject)
+def bind_lazily(fields: Callable[[], Fields]) -> None:
+    """Add the fields that ``fields`` returns to each later line of this task, and of the tasks that it starts then."""
+    _lazy_fields.set(fields)
 
 
 def clear_log_context() -> None:
-    """Leave the fields of a request and of `log_for` out of the lines of this task from now on."""
+    """Remove all bound fields from the later lines of this task."""
     structlog.contextvars.clear_contextvars()
-    _subject.set(None)
+    _lazy_fields.set(None)
 
 
-def add_subject(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Add the fields of `log_for` to a line that does not have them."""
-    subject = _subject.get()
-    return event if subject is None else {**subject(), **event}
+def add_lazy_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Add the fields of `bind_lazily`. Those that the line itself has take precedence."""
+    fields = _lazy_fields.get()
+    return event if fields is None else {**fields(), **event}
 
 
 _SHARED: Final[list[Processor]] = [
     structlog.contextvars.merge_contextvars,
-    add_subject,
+    add_lazy_fields,
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
 ]

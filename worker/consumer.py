@@ -77,7 +77,7 @@ class ArqConsumer(ArqWorker):
 
     def _free_capacity(self) -> int:
         """Return how many messages may be fetched now."""
-        return self._runner.capacity if self.allow_pick_jobs else 0
+        return self._runner.load.capacity if self.allow_pick_jobs else 0
 
     async def _fetch(self, limit: int) -> Sequence[Fetched]:
         """Fetch and reserve up to ``limit`` messages that this worker can use, in one round trip.
@@ -140,10 +140,10 @@ class ArqConsumer(ArqWorker):
             wakeups = [*map(self._runner.queue.keys.wakeups, self._runner.backends())]
             await self.pool.blpop(wakeups, timeout=_POLL_SECONDS)  # type: ignore[arg-type, misc]
             return
-        self._runner.capacity_freed.clear()
+        self._runner.load.freed.clear()
         with suppress(TimeoutError):
             async with asyncio.timeout(_POLL_SECONDS):
-                await self._runner.capacity_freed.wait()
+                await self._runner.load.freed.wait()
 
 
 class Supervisor:

@@ -6,7 +6,7 @@ awaited; so a job is released only after its storage thread has really stopped.
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -31,10 +31,10 @@ from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.job_spans import processing
 from domain.jobs.model import JobMessage
 from domain.jobs.transport.job_queue import JobQueue
-from domain.logs import Fields, log_fields, log_for
+from domain.logs import Fields, bind_lazily, log_fields
 from domain.storage.context import Grant, StopReason
 from worker.performer import AttemptPerformer
-from worker.slots import Slots
+from worker.slots import Load, Slots
 
 _SETTLE_RETRY_SECONDS: Final = 0.5
 #: Maximum number of tries to settle a job whose row is locked once the worker is closing; then its lease expires.
@@ -62,13 +62,9 @@ class Runner:
         self.queue = queue
         self._performer = performer
         self._slots = Slots(slots)
+        self.load = Load(self._slots)
         self._closing = False
         self._tasks: set[asyncio.Task[None]] = set()
-        #: Number of messages that are being claimed, and of jobs that are not settled.
-        self._in_hand = 0
-        #: Number of those that have a slot or may still need one: all but the jobs whose work has ended.
-        self._needing_slot = 0
-        self.capacity_freed = asyncio.Event()
         #: The jobs that are claimed, until their settlement has returned.
         self.running: dict[UUID, Execution] = {}
 
@@ -78,7 +74,7 @@ class Runner:
 
     def start(self, messages: Sequence[JobMessage]) -> None:
         """Claim the jobs of these messages, and run each job in a task of its own, which must not be cancelled."""
-        self._take_in_hand(len(messages))
+        self.load.add(len(messages))
         self._in_task(self._claim_and_run(messages))
 
     async def handle(self, message: JobMessage) -> None:
@@ -92,72 +88,56 @@ class Runner:
                     self.release_all()
 
     async def _claim_and_run(self, messages: Sequence[JobMessage]) -> None:
-        """Run the jobs that one statement can claim now, and process each of the other messages on its own."""
-        claims: Sequence[Claim] = []
-        try:
-            claims = await self._claim_unlocked(messages)
-        finally:
-            self._put_down(len(messages) - len(claims))
-        for claim in claims:
-            self._in_task(self._run(claim))
-        if len(claims) < len(messages):
-            claimed = {claim.job.message[:2] for claim in claims}
-            for message in messages:
-                if message[:2] not in claimed:
-                    self._in_task(self.process(message))
-            messages = [message for message in messages if message[:2] in claimed]
-        await self.queue.acknowledge_all(messages)
+        """Run the jobs that can be claimed together, and process each of the other messages on its own."""
+        claiming = [(message, self._engine.submit_claim(message)) for message in messages if self._may_claim(message)]
+        others = [message for message in messages if not self._may_claim(message)]
+        acknowledged = []
+        for message, claim in claiming:
+            if claimed := await self._result(message, claim):
+                self._in_task(self._run(claimed))
+                acknowledged.append(self.queue.acknowledge(message))  # sent while the jobs run
+            else:
+                others.append(message)
+        for message in others:
+            self._in_task(self._process_counted(message))
+        for one in acknowledged:
+            await one
 
     async def process(self, message: JobMessage) -> None:
         """Claim, perform, settle."""
-        self._take_in_hand(1)
-        claim = None
-        try:
-            claim = await self.claim(message)
-        finally:
-            acknowledged = self.queue.acknowledge(message)  # sent while the job runs
-            if claim is None:
-                self._put_down(1)
-        if claim is not None:
+        self.load.add(1)
+        await self._process_counted(message)
+
+    async def _process_counted(self, message: JobMessage) -> None:
+        claim = await self.claim(message)
+        acknowledged = self.queue.acknowledge(message)  # sent while the job runs
+        if claim is None:
+            self.load.remove(1)
+        else:
             await self._run(claim)
         await acknowledged
 
     async def _run(self, claim: Claim) -> None:
         """Perform and settle. The slot is only held for the work: the next job uses it while this one is settled."""
         claimed_at = time.monotonic()
-        execution = self._register(claim)
         try:
             try:
+                execution = self._register(claim)
                 outcome = await self._perform_in_slot(execution)
             finally:
-                self._needing_slot -= 1
-                self.capacity_freed.set()
+                self.load.end_work()
             await self.settle(execution.job, outcome, duration=time.monotonic() - claimed_at)
+        except Exception:
+            log.exception("job.task_failed", job_id=str(claim.job.id))
         finally:
-            self._unregister(execution)
-            self._in_hand -= 1
-            self.capacity_freed.set()
-
-    def _take_in_hand(self, count: int) -> None:
-        self._in_hand += count
-        self._needing_slot += count
-
-    def _put_down(self, count: int) -> None:
-        """Count messages off that had nothing to claim."""
-        self._in_hand -= count
-        self._needing_slot -= count
-        self.capacity_freed.set()
+            self._unregister(claim)
+            self.load.settle()
 
     def _in_task(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._on_done)
+        task.add_done_callback(self._tasks.discard)
         return task
-
-    def _on_done(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("job.task_failed", exc_info=error)
 
     async def _perform_in_slot(self, execution: Execution) -> Outcome:
         """Perform a job once a slot is free. If none becomes free, or the worker is closing, release the job."""
@@ -178,15 +158,6 @@ class Runner:
             if has_slot:
                 self._slots.release()
 
-    @property
-    def capacity(self) -> int:
-        """How many more messages may be handled now: one per slot, and some ahead for slots that will soon be free.
-
-        As many again may be waiting to be settled. When settlements pile up beyond that, the capacity is 0.
-        """
-        maximum = self._slots.number + self._slots.ahead
-        return max(min(maximum - self._needing_slot, 2 * maximum - self._in_hand), 0)
-
     async def drained(self) -> None:
         """Wait until no message is being handled."""
         while self._tasks:
@@ -203,30 +174,28 @@ class Runner:
         self.release_all()
         await self.drained()
 
-    async def _claim_unlocked(self, messages: Sequence[JobMessage]) -> Sequence[Claim]:
-        """Claim the jobs that one statement can claim now. None, if it fails or must leave any of them out."""
-        if self._closing or any(self._is_stalled_here(message.job_id) for message in messages):
-            return []
-        try:
-            return await self._engine.claim_unlocked(messages)
-        except Exception as error:  # noqa: BLE001 (the failure of one message must not stop the others)
-            log.debug("claims.tried_singly", count=len(messages), error=str(error))
-            return []
-
     async def claim(self, message: JobMessage) -> Claim | None:
         """Claim the job if its epoch is that of the message, and no earlier attempt at it hangs in this process."""
-        if self._closing:
-            return None
-        if self._is_stalled_here(message.job_id):
+        if self._may_claim(message):
+            return await self._result(message, self._engine.claim(message))
+        if not self._closing:
             log.debug("job.stalled_here", job_id=str(message.job_id))
-            return None
+        return None
+
+    async def _result(self, message: JobMessage, claim: Awaitable[Claim | None]) -> Claim | None:
+        """Wait for a claim. One that fails is logged, and claims nothing."""
         try:
-            return await self._engine.claim(message)
+            return await claim
         except DatabaseUnavailable:
             # The job is still queued, and maintenance sends the message again. Or it was claimed and only the reply was
             # lost: it is rescued when its lease expires.
             log.warning("claim.postponed", job_id=str(message.job_id))
-            return None
+        except Exception:
+            log.exception("job.task_failed", job_id=str(message.job_id))
+        return None
+
+    def _may_claim(self, message: JobMessage) -> bool:
+        return not self._closing and not self._is_stalled_here(message.job_id)
 
     def _is_stalled_here(self, job_id: UUID) -> bool:
         """Return whether storage hangs here over this job: each further attempt would only occupy one more slot.
@@ -265,7 +234,7 @@ class Runner:
             log.info(not_settled, outcome=outcome.name, **_error_code(outcome))
 
     def _register(self, claim: Claim) -> Execution:
-        """Register a claimed job, and bind its ids to all log lines of this task."""
+        """Register a claimed job, and add its fields to the log lines of this task."""
         job = claim.job
         execution = Execution(job, Grant(job.id, job.fence, claim.deadline))
         if self._closing:  # closing began during the claim
@@ -273,12 +242,13 @@ class Runner:
         if earlier := self.running.get(job.id):  # it lost its lease unnoticed, or was just settled
             earlier.grant.stop(StopReason.LEASE_LOST)
         self.running[job.id] = execution
-        log_for(partial(_job_fields, job))
+        bind_lazily(partial(_job_fields, job))
         return execution
 
-    def _unregister(self, execution: Execution) -> None:
-        if self.running.get(execution.job.id) is execution:  # otherwise the job was claimed here again
-            del self.running[execution.job.id]
+    def _unregister(self, claim: Claim) -> None:
+        execution = self.running.get(claim.job.id)
+        if execution is not None and execution.job is claim.job:  # otherwise the job was claimed here again
+            del self.running[claim.job.id]
 
 
 def _job_fields(job: ClaimedJob) -> Fields:

@@ -1,5 +1,6 @@
 """The job engine of a worker: claim, renew and settle its jobs."""
 
+import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -42,10 +43,11 @@ from domain.jobs.store.workers import WorkerRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.jobs.webhooks.outbox import record_ended_jobs
 
-#: Maximum number of jobs settled in one statement, or claimed in one after a first try.
+#: Maximum number of jobs claimed or settled in one statement.
 _MAX_BATCH: Final = 500
-#: So many outcomes are settled at once beside a batch in flight: PostgreSQL then works while this process does.
-_ENOUGH: Final = 100
+#: Number of waiting outcomes from which a second batch is settled beside the one in flight, so that PostgreSQL and this
+#: process work at the same time.
+_SECOND_BATCH_AT: Final = 100
 #: Lock timeout of claims and settlements, in seconds. When it expires in a batch, each item is retried on its own. A
 #: single item that times out raises `DatabaseUnavailable`, so that it does not hold up the batcher: a settlement is
 #: tried again by its caller, a claim is left until maintenance sends its message again.
@@ -130,23 +132,26 @@ class JobEngine:
             partial(self._claim_batch, lock_timeout=_LOCK_TIMEOUT), max_batch=_MAX_BATCH, fails_all=is_unreachable
         )
         #: One batcher per kind and outcome: each transaction then locks all its volumes in one statement, in one order.
-        self._settlement_batchers: defaultdict[tuple[str, type[Outcome]], Batcher[_EndedAttempt, bool]] = defaultdict(
-            lambda: Batcher(self._settle_batch, max_batch=_MAX_BATCH, enough=_ENOUGH, fails_all=is_unreachable)
+        self._settlement_batchers = defaultdict[tuple[str, type[Outcome]], Batcher[_EndedAttempt, bool]](
+            self._settlement_batcher
         )
         #: Number of live workers at the last heartbeat, including this one.
         self.workers = 1
 
+    def _settlement_batcher(self) -> Batcher[_EndedAttempt, bool]:
+        send, second = self._settle_batch, _SECOND_BATCH_AT
+        return Batcher(send, max_batch=_MAX_BATCH, second_batch_at=second, fails_all=is_unreachable)
+
     async def claim(self, message: JobMessage) -> Claim | None:
         """Claim the job of this message; return None if it is already claimed, or the message is stale."""
-        return await self._claim_batcher(message) or await self._waiting_claim_batcher(message)
+        return await self.submit_claim(message) or await self._waiting_claim_batcher(message)
 
-    async def claim_unlocked(self, messages: Sequence[JobMessage]) -> Sequence[Claim]:
-        """Claim the jobs of these messages by one statement. Left out is what `claim` returns None for, or waits for.
+    def submit_claim(self, message: JobMessage) -> "asyncio.Future[Claim | None]":
+        """Claim a job together with others that are submitted now; return the future of what `claim` returns.
 
-        Raises:
-            DatabaseUnavailable: as far as is known here, none is claimed.
+        None also stands for a row that is locked, for which `claim` waits.
         """
-        return [claim for claim in await self._claim_batch(messages) if claim is not None]
+        return self._claim_batcher.submit(message)
 
     async def _claim_batch(
         self, messages: Sequence[JobMessage], lock_timeout: float | None = None
@@ -164,7 +169,7 @@ class JobEngine:
         if jobs and metrics.current().is_on:
             metrics.current().jobs_claimed((job.kind, job.queue_ms / 1000) for job in jobs)
         claims = {(job.id, job.epoch): Claim(job, deadline) for job in jobs}
-        return [claims.pop(message[:2], None) for message in messages]  # a message delivered twice gets one claim
+        return [claims.pop(message.key, None) for message in messages]  # a message delivered twice gets one claim
 
     async def settle(self, job: ClaimedJob, outcome: Outcome) -> bool:
         """Record the outcome of an attempt and its effect in one transaction. Returns whether this call recorded it.
@@ -180,7 +185,7 @@ class JobEngine:
     async def _settle_batch(self, ended: Sequence[_EndedAttempt]) -> Sequence[bool]:
         """Settle attempts of one kind and one outcome.
 
-        The next batch waits until the changes are announced through Redis, which has a timeout; no slot waits for it.
+        A batch has ended when its changes are announced through Redis, which has a timeout; no slot waits for it.
         """
         async with self._database.transaction() as session:
             ours = await LeaseRepository(session).settle(

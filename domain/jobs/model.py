@@ -30,6 +30,11 @@ class JobMessage(NamedTuple):
     backend: str | None = None
     project_id: UUID | None = None
 
+    @property
+    def key(self) -> tuple[UUID, int]:
+        """What identifies it: the job and its epoch."""
+        return self.job_id, self.epoch
+
 
 class Job(Owned):
     """One accepted request, from acceptance to its final status. It is in the project of what it works on."""

@@ -66,16 +66,6 @@ async def test_locked_row_delays_only_its_own_claim(services: Services) -> None:
     assert (await row(services, jobs[2].id)).status == "queued"
 
 
-async def test_fetched_messages_are_claimed_by_one_statement_that_leaves_locked_rows_out(services: Services) -> None:
-    jobs, engine = await some_jobs(services), an_engine(services)
-    async with locked(services, "jobs", jobs[2].id):
-        claims = await engine.claim_unlocked([job.message for job in jobs])
-
-    assert [claim.job.id for claim in claims] == [job.id for job in jobs if job is not jobs[2]]
-    assert len(await sql(services, "SELECT DISTINCT xmin FROM jobs WHERE status = 'running'")) == 1
-    assert (await row(services, jobs[2].id)).status == "queued"
-
-
 async def test_briefly_locked_row_is_claimed_once_unlocked(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("domain.jobs.engine._LOCK_TIMEOUT", 20.0)
     (job,), engine = await some_jobs(services, 1), an_engine(services)

@@ -7,7 +7,7 @@ import pytest
 import structlog
 
 from domain.batching import Batcher
-from domain.logs import log_for
+from domain.logs import bind_lazily
 
 
 class Counter:
@@ -61,7 +61,7 @@ async def test_batch_is_never_larger_than_max_batch() -> None:
 async def test_second_batch_is_in_flight_only_when_enough_items_wait(waiting: int, in_flight: int) -> None:
     counter = Counter()
     counter.gate.clear()
-    double = Batcher(counter.double, max_batch=5, enough=4)
+    double = Batcher(counter.double, max_batch=5, second_batch_at=4)
     first = double.submit(0)
     while not counter.calls:
         await asyncio.sleep(0)
@@ -180,7 +180,7 @@ async def test_log_lines_of_a_batch_lack_the_context_of_its_first_caller(caplog:
         structlog.get_logger("verbose").warning("sent")
         return items
 
-    log_for(lambda: {"job_id": "mine"})
+    bind_lazily(lambda: {"job_id": "mine"})
     with structlog.contextvars.bound_contextvars(request_id="mine"):
         await Batcher(log_and_return, max_batch=10)(1)
         structlog.get_logger("verbose").warning("received")

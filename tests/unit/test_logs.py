@@ -15,7 +15,7 @@ import structlog
 
 from domain.jobs.attempt import Outcome, Yielded
 from domain.jobs.model import Job
-from domain.logs import add_subject, configure_logging, log_fields
+from domain.logs import add_lazy_fields, configure_logging, log_fields
 from domain.settings import Settings, load_log_settings
 from domain.storage.context import Grant
 from domain.storage.driver import StorageDriver
@@ -119,7 +119,7 @@ async def lines_of(job: Job, driver: StorageDriver | None = None, *, queue_ms: i
     """Return the log lines of handling a job once."""
     engine = FakeJobEngine(job)
     engine.queue_ms = queue_ms
-    with structlog.testing.capture_logs(processors=[add_subject]) as logs:
+    with structlog.testing.capture_logs(processors=[add_lazy_fields]) as logs:
         await a_runner(engine, driver or MemoryDriver()).handle(job.message)
     return logs
 

@@ -89,10 +89,10 @@ class TestClaim:
 
     async def test_capacity_includes_jobs_ahead_while_slots_are_released_quickly(self) -> None:
         runner = a_runner(FakeJobEngine(), MemoryDriver(), slots=10)
-        before = runner.capacity
+        before = runner.load.capacity
         runner._slots._mean_interval = 0.0
 
-        assert (before, runner.capacity) == (10, 90)
+        assert (before, runner.load.capacity) == (10, 90)
 
     async def test_jobs_of_fetched_messages_run_although_one_message_is_outdated(self) -> None:
         jobs = [a_job() for _ in range(3)]
@@ -104,21 +104,41 @@ class TestClaim:
         await runner.drained()
 
         assert [job.status for job in jobs] == ["succeeded", "queued", "succeeded"]
-        assert runner.capacity == 10
+        assert runner.load.capacity == 10
 
-    async def test_messages_are_claimed_singly_if_they_cannot_be_claimed_together(self) -> None:
+    async def test_claim_that_fails_is_logged_and_frees_its_capacity(self) -> None:
         jobs = [a_job() for _ in range(3)]
         engine = PoisonedEngine(*jobs)
-        queue = JobQueue(fake_redis())
-        await queue.dispatch([job.message for job in jobs])
-        runner = a_runner(engine, MemoryDriver(), queue=queue)
+        runner = a_runner(engine, MemoryDriver())
         with structlog.testing.capture_logs() as logs:
             runner.start([job.message for job in jobs])
             await runner.drained()
 
         assert [job.status for job in jobs] == ["queued", "succeeded", "succeeded"]
-        assert [line["event"] for line in logs if line["log_level"] == "error"] == ["job.task_failed"]
-        assert (runner.capacity, await queue.missing([jobs[1].message])) == (10, [jobs[1].message])
+        failed = [(line["event"], line["job_id"]) for line in logs if line["log_level"] == "error"]
+        assert failed == [("job.task_failed", str(jobs[0].id))] * 2  # together with the others, and on its own
+        assert runner.load.capacity == 10
+
+    async def test_claimed_row_without_a_fence_is_logged_and_frees_its_capacity(self) -> None:
+        job = a_job()
+        job.params = {}
+        runner = a_runner(FakeJobEngine(job), MemoryDriver())
+        with structlog.testing.capture_logs() as logs:
+            runner.start([job.message])
+            await runner.drained()
+
+        assert [(line["event"], line["job_id"]) for line in logs] == [("job.task_failed", str(job.id))]
+        assert (runner.load.capacity, runner.running) == (10, {})
+
+    async def test_settlement_that_fails_is_logged_with_its_job(self) -> None:
+        job = a_job()
+        runner = a_runner(UnsettlingEngine(job), MemoryDriver())
+        with structlog.testing.capture_logs() as logs:
+            runner.start([job.message])
+            await runner.drained()
+
+        assert (logs[-1]["event"], logs[-1]["job_id"]) == ("job.task_failed", str(job.id))
+        assert (runner.load.capacity, runner.running) == (10, {})
 
     async def test_message_is_deleted_as_soon_as_the_job_is_claimed(self, tmp_path: Path) -> None:
         job, redis = a_job(), fake_redis()
@@ -404,6 +424,13 @@ class PoisonedEngine(FakeJobEngine):
         if message.job_id == next(iter(self.jobs)):
             raise ValueError("a bug")
         return await super().claim(message)
+
+
+class UnsettlingEngine(FakeJobEngine):
+    """Has a bug in every settlement."""
+
+    async def settle(self, job: ClaimedJob, outcome: Outcome) -> bool:
+        raise RuntimeError("broken")
 
 
 class SlowClaimEngine(FakeJobEngine):

@@ -1,8 +1,8 @@
-"""As many jobs are fetched ahead as will find a slot within a tenth of a second."""
+"""As many jobs are fetched ahead as will find a slot within a tenth of a second, and many at once."""
 
 import pytest
 
-from worker.slots import Slots
+from worker.slots import Load, Slots
 
 
 class Clock:
@@ -39,8 +39,8 @@ async def test_longer_intervals_between_releases_mean_fewer_jobs_ahead(interval:
     assert (await released_at_intervals(100, *[interval] * 500)).ahead == pytest.approx(ahead, rel=0.03, abs=1)
 
 
-async def test_one_slow_job_is_enough_to_fetch_nothing_ahead() -> None:
-    assert (await released_at_intervals(100, *[0.0001] * 200, 10.0)).ahead <= 1
+async def test_one_slow_job_reduces_the_number_fetched_ahead_to_one() -> None:
+    assert (await released_at_intervals(100, *[0.0001] * 200, 10.0)).ahead == 1
 
 
 @pytest.mark.parametrize("slots", [1, 10, 100, 1000])
@@ -56,3 +56,36 @@ async def test_waiting_for_a_slot_times_out_and_then_nothing_is_fetched_ahead(
     assert (before, all(acquired), acquired_one_more, fast.ahead) == (8 * slots, True, False, 0)
     fast.release()
     assert await fast.acquire()
+
+
+async def test_jobs_are_fetched_one_by_one_while_slots_are_released_slowly() -> None:
+    load = Load(Slots(10))
+    load.add(10)
+    full = load.capacity
+    load.end_work()
+
+    assert (full, load.capacity, load.freed.is_set()) == (0, 1, True)
+
+
+async def test_nothing_is_fetched_while_half_of_those_to_be_fetched_ahead_are_there() -> None:
+    load = Load(await released_at_intervals(10, *[0.0] * 200))
+    load.add(90)
+    capacities = []
+    for _ in range(42):
+        load.end_work()
+        load.settle()
+        capacities.append(load.capacity)
+
+    assert capacities == [0] * 40 + [41, 42]
+    assert load.freed.is_set()
+
+
+async def test_nothing_is_fetched_while_too_many_jobs_are_to_be_settled() -> None:
+    load = Load(Slots(10))
+    for _ in range(2):
+        load.add(10)
+        load.end_work(10)
+    before = load.capacity
+    load.settle()
+
+    assert (before, load.capacity) == (0, 1)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -65,9 +65,13 @@ class FakeJobEngine(JobEngine):
         claimed = ClaimedJob.from_row(job)._replace(queue_ms=self.queue_ms)
         return Claim(claimed, time.monotonic() + self.lease)
 
-    async def claim_unlocked(self, messages: Sequence[JobMessage]) -> Sequence[Claim]:
-        """Leave out those that `claim` returns None for, which is called for them next."""
-        return [claim for message in messages if self._is_claimable(message) and (claim := await self.claim(message))]
+    def submit_claim(self, message: JobMessage) -> "asyncio.Future[Claim | None]":
+        """Find nothing if `claim` does, which is called next."""
+        if self._is_claimable(message):
+            return asyncio.ensure_future(self.claim(message))
+        nothing: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
+        nothing.set_result(None)
+        return nothing
 
     def _is_claimable(self, message: JobMessage) -> bool:
         job = self.jobs.get(message.job_id)

@@ -224,10 +224,6 @@ class JobQueue:
         """
         return self._acknowledge_batcher.submit(message)
 
-    async def acknowledge_all(self, messages: Sequence[JobMessage]) -> None:
-        """Delete messages, as `acknowledge` does, in one round trip."""
-        await self._acknowledge_batch(messages)
-
     async def _acknowledge_batch(self, messages: Sequence[JobMessage]) -> Sequence[None]:
         try:
             async with self._calling():

@@ -28,6 +28,7 @@ from domain.bulk.service import BulkService
 from domain.jobs.engine import Claim, JobEngine
 from domain.jobs.kinds import JobHandler
 from domain.jobs.model import JobMessage
+from domain.jobs.store.leases import LeaseRepository
 from domain.jobs.store.parents import ParentRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.storage.context import Grant
@@ -39,8 +40,8 @@ from worker.runner import Runner
 
 #: Where the fault occurs: (class, method, before or after the call).
 TRANSITIONS: dict[str, tuple[type, str, str]] = {
-    "before the claim": (Runner, "claim", "before"),
-    "after the claim": (JobEngine, "claim", "after"),
+    "before the claim": (LeaseRepository, "claim", "before"),
+    "after the claim": (LeaseRepository, "claim", "if true"),
     "before publishing": (FenceRecord, "write", "before"),
     "after publishing": (Grant, "on_published", "before"),
     "before the commit": (JobEngine, "_record_effects", "after"),

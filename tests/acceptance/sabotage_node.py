@@ -3,6 +3,7 @@
 import os
 
 from domain.jobs.engine import JobEngine
+from domain.jobs.store.leases import LeaseRepository
 from domain.jobs.transport.job_queue import JobQueue
 from domain.volumes.attachments.freezing import FreezeAnswers
 from domain.volumes.attachments.node_volumes import NodeVolumes
@@ -13,13 +14,12 @@ from worker.node.host.loop_devices import LoopDevices
 from worker.node.host.mounts import Mounts
 from worker.node.host.operations import HostOperations
 from worker.node.main import main
-from worker.runner import Runner
 
 Transitions = dict[str, tuple[type, str, str]]
 
 _JOB: Transitions = {
-    "before the claim": (Runner, "claim", "before"),
-    "after the claim": (JobEngine, "claim", "if true"),
+    "before the claim": (LeaseRepository, "claim", "before"),
+    "after the claim": (LeaseRepository, "claim", "if true"),
     "before the commit": (JobEngine, "_record_effects", "after"),
     "after the commit": (JobQueue, "announce", "before"),
 }

@@ -151,7 +151,7 @@ class Simulation:
         return f"{rate:,.0f}", f"{rate / allowed:.2f}", f"{commits:.2f}", f"{cores:.1f}"
 
     def after(self, seconds: float, event: Callable[[], None]) -> None:
-        """Call ``event`` in so many simulated seconds."""
+        """Call ``event`` when this number of simulated seconds has passed."""
         heapq.heappush(self._events, (self.now + seconds, next(self._order), event))
 
     def after_storage_work(self, event: Callable[[], None]) -> None:
@@ -159,7 +159,7 @@ class Simulation:
         self.after(STORAGE_SECONDS * self._random.uniform(*self._spread), event)
 
     def execute(self, seconds: float, event: Callable[[], None]) -> None:
-        """Have PostgreSQL work for so long, and call ``event`` when its answer arrives."""
+        """Use a core of PostgreSQL for this number of seconds; call ``event`` when the worker has the answer."""
         self.batches += 1
         self._statements.append((seconds, event))
         self._next_statement()

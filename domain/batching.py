@@ -1,8 +1,8 @@
 """Group commit: concurrent calls are sent as one batch, and each caller gets the result of its own item.
 
 A single item is sent at once. Items that arrive while a batch is in flight form the next batch, so the cost per item
-falls as the load grows. With ``second_batch_at``, a second batch is sent as soon as so many items wait. A batch that
-hangs holds up the others for `_SLOW_SECONDS` only; then it no longer counts as in flight.
+falls as the load grows. If ``second_batch_at`` items wait, a second batch is sent beside the first. A batch that hangs
+holds up the others for `_SLOW_SECONDS` only; then it no longer counts as in flight.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ class Batcher(Generic[Item, Result]):
         send: "Send[Item, Result]",
         *,
         max_batch: int,
-        second_batch_at: int | None = None,
+        second_batch_at: float = math.inf,
         fails_all: Callable[[Exception], bool] = lambda _: False,
         drop_cancelled: bool = False,
     ) -> None:
@@ -52,15 +52,14 @@ class Batcher(Generic[Item, Result]):
         Args:
             send: Sends one batch.
             max_batch: Maximum number of items in one batch.
-            second_batch_at: Number of waiting items from which a second batch is sent beside the one in flight. None:
-                it never is.
+            second_batch_at: Number of waiting items from which a second batch is sent beside the one in flight.
             fails_all: Whether a failure concerns the whole batch; it is then raised to every caller without sending
                 the items singly.
             drop_cancelled: Whether an item whose future was cancelled before its batch was sent is left out.
         """
         self._send = send
         self._max_batch = max_batch
-        self._second_batch_at = math.inf if second_batch_at is None else second_batch_at
+        self._second_batch_at = second_batch_at
         self._fails_all = fails_all
         self._drop_cancelled = drop_cancelled
         self._waiting: list[_Submitted[Item, Result]] = []

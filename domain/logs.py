@@ -21,7 +21,7 @@ from domain.settings import LogSettings
 Fields = dict[str, object]
 
 #: Returns the fields that `bind_lazily` has bound in this task.
-_lazy_fields: ContextVar[Callable[[], Fields] | None] = ContextVar("lazy_fields", default=None)
+_lazy_fields: ContextVar[Callable[[], Fields]] = ContextVar("lazy_fields", default=dict)
 
 
 def bind_lazily(fields: Callable[[], Fields]) -> None:
@@ -32,13 +32,13 @@ def bind_lazily(fields: Callable[[], Fields]) -> None:
 def clear_log_context() -> None:
     """Remove all bound fields from the later lines of this task."""
     structlog.contextvars.clear_contextvars()
-    _lazy_fields.set(None)
+    _lazy_fields.set(dict)
 
 
 def add_lazy_fields(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Add the fields of `bind_lazily`. Those that the line itself has take precedence."""
     fields = _lazy_fields.get()
-    return event if fields is None else {**fields(), **event}
+    return {**fields(), **event}
 
 
 _SHARED: Final[list[Processor]] = [

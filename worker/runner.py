@@ -89,20 +89,15 @@ class Runner:
 
     async def _claim_and_run(self, messages: Sequence[JobMessage]) -> None:
         """Run the jobs that can be claimed together, and process each message that claimed nothing on its own."""
-        claiming = [(message, self._engine.submit_claim(message)) for message in messages if self._may_claim(message)]
-        others = [message for message in messages if not self._may_claim(message)]
+        claims = {message: self._engine.submit_claim(message) for message in messages if self._may_claim(message)}
         acknowledged = []
-        for message, claim in claiming:
-            if claimed := await self._result(message, claim):
-                self._in_task(self._run(claimed))
-            elif claim.exception() is None:
-                others.append(message)
-                continue
+        for message in messages:
+            claimed = await self._result(message, claims[message]) if message in claims else None
+            if claimed is None:
+                self._in_task(self._process_counted(message))
             else:
-                self.load.remove(1)
-            acknowledged.append(self.queue.acknowledge(message))  # sent while the jobs run
-        for message in others:
-            self._in_task(self._process_counted(message))
+                self._in_task(self._run(claimed))
+                acknowledged.append(self.queue.acknowledge(message))  # sent while the jobs run
         for one in acknowledged:
             await one
 

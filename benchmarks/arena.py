@@ -5,6 +5,7 @@
 import os
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -109,6 +110,19 @@ def family_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
     """Return the CPU time of a process and its descendants."""
     return sum(sum(member.cpu_times()[:2]) for member in family_of(process))
+
+
+def program_of(process: psutil.Process) -> str:
+    """Return what a process of a race is: "postgres", "redis" or "worker"."""
+    return next((name for name in ("postgres", "redis") if name in process.name()), "worker")
+
+
+def cpu_by_program() -> Counter[str]:
+    """Return the CPU time of the descendants of this process, in microseconds."""
+    cpu: Counter[str] = Counter()
+    for process in psutil.Process().children(recursive=True):
+        cpu[program_of(process)] += round(1e6 * sum(process.cpu_times()[:2]))
+    return cpu
 
 
 @asynccontextmanager

@@ -15,9 +15,9 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from servers import private_settings, vacuum
+from servers import MIB, private_settings, vacuum
 from sqlalchemy import event, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from domain.db.base import DEFAULT_PROJECT
 from domain.db.database import Database
@@ -38,6 +38,8 @@ KINDS: Final = ("volume.create", "volume.expand", "volume.delete")
 WORKER: Final = uuid4()
 _INSERT_SECONDS: Final = 600
 
+#: The ids of jobs and of their volumes.
+Batch = Sequence[tuple[UUID, UUID]]
 Step = Callable[[AsyncSession], Awaitable[object]]
 
 
@@ -63,7 +65,7 @@ async def count(settings: Settings) -> None:
         print(f"| {name} | {few} | {many} | {all_} | {all_ / few:.2f} | {all_ / many:.2f} |")
 
 
-async def insert_jobs(database: Database, finished: int, queued: int) -> Sequence[tuple[UUID, UUID]]:
+async def insert_jobs(database: Database, finished: int, queued: int) -> Batch:
     """Replace all data by these jobs, each with its own volume; return the jobs and volumes of one queued batch."""
     async with database.transaction(statement_seconds=_INSERT_SECONDS) as session:
         await session.execute(text("TRUNCATE jobs, job_items, volumes, snapshots CASCADE"))
@@ -97,25 +99,27 @@ _QUEUED: Final = text("""
 _ONE_BATCH: Final = text("SELECT id, volume_id FROM jobs WHERE status = 'queued' ORDER BY id LIMIT :batch")
 
 
-def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
-    """Return the frequent steps of workers, maintenance and the API."""
+async def claim(session: AsyncSession | AsyncConnection, batch: Batch) -> None:
+    """Claim these jobs, as a worker does."""
     messages = [JobMessage(job_id, 0) for job_id, _ in batch]
+    await LeaseRepository(session).claim(messages, worker_id=WORKER, kinds=KINDS, backends=("local",), lease=60)
+
+
+async def settle(session: AsyncSession, batch: Batch) -> None:
+    """Settle these jobs as succeeded, and release their volumes, as a worker does."""
+    ends = [Settlement(job_id, 0, JobStatus.SUCCEEDED, result={"size": 2 * MIB}) for job_id, _ in batch]
+    await LeaseRepository(session).settle(ends, worker_id=WORKER, lock_timeout=1)
+    releases = [Release(volume_id, job_id, 2 * MIB) for job_id, volume_id in batch]
+    await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
+
+
+def steps(batch: Batch) -> dict[str, Step]:
+    """Return the frequent steps of workers, maintenance and the API."""
     cursor = max(job_id for job_id, _ in batch)
 
-    async def claim(session: AsyncSession) -> object:
-        return await LeaseRepository(session).claim(
-            messages, worker_id=WORKER, kinds=KINDS, backends=("local",), lease=15
-        )
-
-    async def settle(session: AsyncSession) -> None:
-        settlements = [Settlement(job_id, 0, JobStatus.SUCCEEDED, result={"size": 2097152}) for job_id, _ in batch]
-        await LeaseRepository(session).settle(settlements, worker_id=WORKER, lock_timeout=1)
-        releases = [Release(volume_id, job_id, 2097152) for job_id, volume_id in batch]
-        await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
-
     async def claim_and_settle(session: AsyncSession) -> None:
-        await claim(session)
-        await settle(session)
+        await claim(session, batch)
+        await settle(session, batch)
 
     def listing(before: UUID | None = None, **filters: Any) -> Step:
         return lambda session: JobRepository(session).page(
@@ -123,7 +127,7 @@ def steps(batch: Sequence[tuple[UUID, UUID]]) -> dict[str, Step]:
         )
 
     return {
-        f"claim {BATCH}": claim,
+        f"claim {BATCH}": lambda session: claim(session, batch),
         f"claim and settle {BATCH}": claim_and_settle,
         "poll one": lambda session: JobRepository(session).get_many([batch[0][0]]),
         "list the newest": listing(),

@@ -50,7 +50,7 @@ class Connection(asyncio.Protocol):
         """Record a complete response, and send the next request."""
         self._received += data
         end = self._received.find(b"\r\n\r\n") + 4
-        if end < 4 or len(self._received) < end + _length(self._received[:end]):  # noqa: PLR2004 - the blank line itself
+        if end < 4 or len(self._received) < end + body_length(self._received[:end]):  # noqa: PLR2004 - the blank line itself
             return
         now = time.perf_counter()
         self._load.statuses[int(self._received[9:12])] += 1
@@ -72,7 +72,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(request)
 
 
-def _length(head: bytes) -> int:
+def body_length(head: bytes) -> int:
+    """Return how many bytes follow the headers of a response."""
     start = head.lower().find(b"content-length:")
     return int(head[start + 15 : head.index(b"\r", start)]) if start >= 0 else 0
 

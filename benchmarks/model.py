@@ -17,21 +17,14 @@ from dataclasses import dataclass
 from itertools import count
 from random import Random
 from typing import Final
-from uuid import UUID, uuid4
 
-import psutil
-from arena import arena
+from arena import arena, cpu_by_program
+from buffers import Batch, claim, settle
 from contestants import Cistern
-from servers import MIB, private_settings
+from servers import private_settings
 
 from domain.db.database import Database
-from domain.jobs.kinds import JobKind
-from domain.jobs.model import JobMessage
-from domain.jobs.states import JobStatus
-from domain.jobs.store.leases import LeaseRepository, Settlement
-from domain.operations import VolumeState
 from domain.settings import Settings
-from domain.volumes.repository import Release, VolumeRepository
 from worker.slots import Load, Slots
 
 #: The sizes of batches whose costs are measured, and of how many jobs in all.
@@ -72,31 +65,16 @@ class Costs:
     settlement: Cost
 
 
-Batch = Sequence[tuple[UUID, UUID]]
-WORKER: Final = uuid4()
-
-
-async def claim(database: Database, batch: Batch) -> None:
-    """Claim these jobs, as a worker does."""
-    messages = [JobMessage(job_id, 0) for job_id, _ in batch]
-    kinds, backends = [JobKind.VOLUME_EXPAND], ["local"]
+async def claim_batch(database: Database, batch: Batch) -> None:
+    """Claim jobs in a statement that commits by itself, as a worker does."""
     async with database.autocommit() as connection:
-        await LeaseRepository(connection).claim(messages, worker_id=WORKER, kinds=kinds, backends=backends, lease=60)
+        await claim(connection, batch)
 
 
-async def settle(database: Database, batch: Batch) -> None:
-    """Settle these jobs as succeeded, and release their volumes, as a worker does."""
-    ends = [Settlement(job_id, 0, JobStatus.SUCCEEDED, result={"size": 2 * MIB}) for job_id, _ in batch]
-    releases = [Release(volume_id, job_id, 2 * MIB) for job_id, volume_id in batch]
+async def settle_batch(database: Database, batch: Batch) -> None:
+    """Settle jobs and release their volumes in one transaction, as a worker does."""
     async with database.transaction() as session:
-        await LeaseRepository(session).settle(ends, worker_id=WORKER, lock_timeout=1)
-        await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
-
-
-def cpu_seconds() -> float:
-    """Return the CPU time that PostgreSQL has used."""
-    processes = psutil.Process().children(recursive=True)
-    return float(sum(sum(one.cpu_times()[:2]) for one in processes if "postgres" in one.name()))
+        await settle(session, batch)
 
 
 async def measure(settings: Settings) -> Costs:
@@ -109,11 +87,12 @@ async def measure(settings: Settings) -> Costs:
             batches = [
                 [(row["id"], row["volume_id"]) for row in rows[n : n + at_once]] for n in range(0, jobs, at_once)
             ]
-            for name, step in (("claim", claim), ("settle", settle)):
-                before = cpu_seconds()
+            for name, step in (("claim", claim_batch), ("settle", settle_batch)):
+                before = cpu_by_program()["postgres"]
                 for batch in batches:
                     await step(race_arena.services.database, batch)
-                seconds[name].append((cpu_seconds() - before) / len(batches))
+                used = cpu_by_program()["postgres"] - before
+                seconds[name].append(used / 1e6 / len(batches))
     return Costs(*(fitted(*values) for values in seconds.values()))
 
 

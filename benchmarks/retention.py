@@ -12,8 +12,8 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 import asyncpg
+from arena import cpu_by_program
 from buffers import insert_jobs
-from model import cpu_seconds
 from servers import private_settings
 
 from domain.services import open_services
@@ -52,11 +52,11 @@ async def measure(settings: Settings) -> None:
 @asynccontextmanager
 async def measured(connection: asyncpg.Connection, step: str) -> AsyncIterator[None]:
     """Print what the block costs."""
-    lsn, cpu, began = await connection.fetchval("SELECT pg_current_wal_lsn()"), cpu_seconds(), time.monotonic()
+    lsn, before, began = await connection.fetchval("SELECT pg_current_wal_lsn()"), cpu_by_program(), time.monotonic()
     yield
-    seconds, cpu = time.monotonic() - began, cpu_seconds() - cpu
+    seconds, cpu = time.monotonic() - began, cpu_by_program()["postgres"] - before["postgres"]
     wal = await connection.fetchval("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), $1)", lsn)
-    print(f"| {step} | {seconds:.1f} | {1e6 * cpu / JOBS:.1f} | {int(wal) / JOBS:.0f} |", flush=True)
+    print(f"| {step} | {seconds:.1f} | {cpu / JOBS:.1f} | {int(wal) / JOBS:.0f} |", flush=True)
 
 
 def main() -> None:

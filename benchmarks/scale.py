@@ -19,7 +19,7 @@ from typing import Final
 
 import psutil
 import redis
-from arena import MAX_JOBS, Arena, arena
+from arena import MAX_JOBS, Arena, arena, cpu_by_program, program_of
 from contestants import Cistern, until_done
 from servers import private_settings
 
@@ -69,13 +69,8 @@ class Costs:
 
 async def usage(race_arena: Arena) -> Usage:
     """Ask the servers and the operating system."""
-    cpu: Counter[str] = Counter()
-    memory_bytes = 0
-    for process in psutil.Process().children(recursive=True):
-        times = process.cpu_times()
-        name = next((name for name in ("postgres", "redis") if name in process.name()), "worker")
-        cpu[name] += round(1e6 * (times.user + times.system))
-        memory_bytes = max(memory_bytes, process.memory_info().rss if name == "worker" else 0)
+    workers = [one for one in psutil.Process().children(recursive=True) if program_of(one) == "worker"]
+    memory_bytes = max((one.memory_info().rss for one in workers), default=0)
     row = await race_arena.cistern.fetchrow(
         "SELECT (SELECT count(finished_at) FROM jobs) AS done, xact_commit, pg_current_wal_lsn() - '0/0' AS wal,"
         " (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cistern') AS connections"
@@ -83,7 +78,9 @@ async def usage(race_arena: Arena) -> Usage:
     )
     with redis.Redis.from_url(race_arena.redis_url) as client:
         commands = client.info("stats")["total_commands_processed"]
-    return Usage(row["done"], cpu, row["xact_commit"], int(row["wal"]), commands, row["connections"], memory_bytes)
+    return Usage(
+        row["done"], cpu_by_program(), row["xact_commit"], int(row["wal"]), commands, row["connections"], memory_bytes
+    )
 
 
 async def one_round(contestant: Cistern, jobs: int, workers: int) -> Costs:

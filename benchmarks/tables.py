@@ -76,9 +76,10 @@ def pickup_table(results: Mapping[str, Pickup]) -> Table:
     return Table(
         "Pick-up latency of an idle worker",
         "Single jobs, at irregular intervals of 20 to 120 ms, for a worker that is otherwise idle. p50 and p99: "
-        "milliseconds from the response to the enqueueing (for Cistern: to a POST over HTTP) to the start of the work; "
-        'negative if the work began before the response arrived. "p50 since request": from sending the request to '
-        'the start of the work. "CPU when idle": the share of one core that the worker and its descendants use.',
+        "milliseconds from the response to the enqueueing (for Cistern: to a POST over HTTP, of prepared bytes) to the "
+        "start of the work; negative if the work began before the response arrived. "
+        '"p50 since request": from sending the request to the start of the work. '
+        '"CPU when idle": the share of one core that the worker and its descendants use.',
         ["system", "p50", "p99", "p50 since request", "ratio to Cistern", "CPU when idle"],
         rows,
     )

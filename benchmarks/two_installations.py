@@ -122,8 +122,7 @@ async def _measure(
 
 async def _pickups(address: str, volumes: Sequence[str], journal: Path) -> list[float]:
     await asyncio.to_thread(os.truncate, journal, 0)
-    async with httpx.AsyncClient(base_url=address, headers=BEARER) as http:
-        times = await trickle(http, volumes)
+    times = await trickle(address, volumes)
     while True:
         begun = await asyncio.to_thread(begun_times, journal)
         if begun.keys() == times.keys():

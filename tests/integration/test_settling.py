@@ -3,6 +3,7 @@
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from domain.jobs.attempt import Cancelled, ClaimedJob, Failed, Outcome, Released, RetryIn, Succeeded, Superseded
@@ -12,7 +13,9 @@ from domain.jobs.model import JobMessage
 from domain.jobs.states import JobStatus
 from domain.jobs.store.leases import LeaseRepository, Settlement
 from domain.operation_handler import OperationHandler
+from domain.operations import VolumeState
 from domain.services import Services
+from domain.volumes.repository import Release, VolumeRepository
 from tests.integration.job_builders import (
     MIB,
     a_queued_expand,
@@ -24,6 +27,7 @@ from tests.integration.job_builders import (
     sql,
     volume_row,
 )
+from tests.support.bulk import add_volumes
 
 ERROR = {"code": "storage-full", "detail": "Full."}
 
@@ -59,6 +63,19 @@ async def test_settling_is_idempotent(services: Services) -> None:
 
     assert await everything(services) == settled_once
     assert (await volume_row(services, job.volume_id))["version"] == 3
+
+
+async def test_release_of_volumes_leaves_their_indexes_alone(services: Services) -> None:
+    """The release is a heap-only update, because the pages of volumes have room for one more version of each row."""
+    count, job_id = 200, uuid4()
+    volume_ids = await add_volumes(services, count, backend="memory", state=VolumeState.EXPANDING, job_id=job_id)
+    releases = [Release(volume_id, job_id, 2 * MIB) for volume_id in volume_ids]
+    async with services.database.transaction() as session:
+        await VolumeRepository(session).release(releases, VolumeState.AVAILABLE)
+        query = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_xact_user_tables WHERE relname = 'volumes'"
+        updated = (await session.execute(text(query))).one()
+
+    assert updated == (count, count)
 
 
 async def test_job_is_unchanged_if_its_effect_cannot_be_recorded(

@@ -18,16 +18,15 @@ MIB = 1 << 20
 async def add_volumes(
     services: Services, count: int, *, backend: str, size: int = MIB, **columns: object
 ) -> list[UUID]:
-    """Insert available volumes directly into the table, for backends that store nothing."""
+    """Insert volumes directly into the table, available unless ``columns`` say otherwise."""
     volumes = [
         Volume(
             id=uuid7(),
             name=f"bulk-{number}",
             backend=backend,
-            state=VolumeState.AVAILABLE,
             size=size,
             version=1,
-            **({"labels": {}} | columns),
+            **({"state": VolumeState.AVAILABLE, "labels": {}} | columns),
             project_id=DEFAULT_PROJECT,
         )
         for number in range(count)

@@ -17,6 +17,7 @@ from domain.storage.errors import SnapshotTorn, VolumeInUse
 from domain.storage.file import leases
 from domain.storage.file.driver import FileDriver
 from domain.storage.filesystems import FILESYSTEMS
+from tests.integration.host_builders import require_tools
 from tests.unit.file_builders import stored_size
 
 MIB = 1024**2
@@ -108,24 +109,26 @@ def mounted(volume: Path, folder: Path, filesystem: str) -> Iterator[Path]:
 async def test_file_system_of_a_new_volume_can_be_mounted_and_ext4_has_grown_when_it_is_mounted_again(
     tmp_path: Path, filesystem: str
 ) -> None:
+    require_tools(f"mkfs.{filesystem}")
+    volume_id = uuid4()  # also that of the file system: mkfs.btrfs refuses one that is in use on this host
     driver = FileDriver(tmp_path / "volumes", threads=1)
     driver.prepare()
-    volume = Path(driver.path(VOLUME))
-    await driver.create(VOLUME, 320 * MIB, attempt(1), filesystem=filesystem)
+    volume = Path(driver.path(volume_id))
+    await driver.create(volume_id, 320 * MIB, attempt(1), filesystem=filesystem)
     with mounted(volume, tmp_path / "mounted", filesystem) as folder:
         (folder / "kept").write_bytes(NEW)
         before = os.statvfs(folder).f_blocks
         with pytest.raises(VolumeInUse):
-            await driver.delete(VOLUME, attempt(2))
+            await driver.delete(volume_id, attempt(2))
 
-    await driver.expand(VOLUME, 640 * MIB, attempt(3))
-    await driver.grow_filesystem(VOLUME, filesystem, attempt(4))
+    await driver.expand(volume_id, 640 * MIB, attempt(3))
+    await driver.grow_filesystem(volume_id, filesystem, attempt(4))
 
-    assert stored_size(driver, filesystem) == (640 if filesystem == "ext4" else 320) * MIB
+    assert stored_size(driver, filesystem, volume_id) == (640 if filesystem == "ext4" else 320) * MIB
     with mounted(volume, tmp_path / "mounted", filesystem) as folder:
         assert (folder / "kept").read_bytes() == NEW
         assert (os.statvfs(folder).f_blocks > 1.9 * before) is (filesystem == "ext4")
-    await driver.delete(VOLUME, attempt(5))
+    await driver.delete(volume_id, attempt(5))
     await driver.close()
 
 

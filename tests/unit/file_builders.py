@@ -88,7 +88,7 @@ def failing(number: int) -> Callable[..., NoReturn]:
     return fail
 
 
-def stored_size(driver: FileDriver, filesystem: str) -> int | None:
+def stored_size(driver: FileDriver, filesystem: str, volume_id: UUID = VOLUME) -> int | None:
     """Return the size in bytes that the file system of the volume has, None if it has no such one."""
-    with data(driver).open("rb") as file:
+    with data(driver, volume_id).open("rb") as file:
         return filesystem_size(file.fileno(), filesystem)

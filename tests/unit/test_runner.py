@@ -92,7 +92,8 @@ class TestClaim:
         before = runner.load.capacity
         runner._slots._mean_interval = 0.0
 
-        assert (before, runner.load.capacity) == (10, 90)
+        assert (before, runner.load.capacity) == (10, 10 + runner._slots.ahead)
+        assert runner._slots.ahead > 0
 
     async def test_jobs_of_fetched_messages_run_although_one_message_is_outdated(self) -> None:
         jobs = [a_job() for _ in range(3)]

@@ -118,10 +118,11 @@ def program_of(process: psutil.Process) -> str:
 
 
 def cpu_by_program() -> Counter[str]:
-    """Return the CPU time of the descendants of this process, in microseconds."""
+    """Return the CPU time of the descendants of this process in microseconds, with that of their ended children."""
     cpu: Counter[str] = Counter()
     for process in psutil.Process().children(recursive=True):
-        cpu[program_of(process)] += round(1e6 * sum(process.cpu_times()[:2]))
+        with suppress(psutil.NoSuchProcess):  # a connection, or an autovacuum, ends at any time
+            cpu[program_of(process)] += round(1e6 * sum(process.cpu_times()[:4]))
     return cpu
 
 

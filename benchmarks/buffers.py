@@ -38,7 +38,7 @@ KINDS: Final = ("volume.create", "volume.expand", "volume.delete")
 WORKER: Final = uuid4()
 _INSERT_SECONDS: Final = 600
 
-#: The ids of jobs and of their volumes.
+#: Pairs: the id of a job, and that of its volume.
 Batch = Sequence[tuple[UUID, UUID]]
 Step = Callable[[AsyncSession], Awaitable[object]]
 

@@ -33,7 +33,7 @@ JOBS: Final = {SMALL: 2_000, LARGE: 20_000}
 SLOTS: Final = 10
 STORAGE_SECONDS: Final = 0.02
 #: The shortest and the longest operation, in shares of the mean. Where the storage is even, the jobs of a batch end
-#: together, and so are the next batch.
+#: together, and form the next batch.
 SPREADS: Final = {"even": (1.0, 1.0), "uneven": (0.5, 1.5)}
 #: Assumed: from the end of a job to the fetch or the settlement that follows. Jobs that end within it share a batch.
 TICK_SECONDS: Final = 0.0005
@@ -157,7 +157,7 @@ class Simulation:
 
 
 class SimulatedWorker:
-    """A worker, as PostgreSQL sees it. How many jobs it fetches is decided by the real code."""
+    """A worker, reduced to its fetches, claims and settlements. The real code decides how many jobs it fetches."""
 
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation

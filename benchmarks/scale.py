@@ -33,7 +33,7 @@ FIRST, LAST = 0.1, 0.9
 #: Long, because each count of the jobs that are done reads the whole table.
 _POLL_SECONDS: Final = 0.2
 COLUMNS: Final = (
-    *("storage", "workers", "jobs/s", "connections", "worker, us", "PostgreSQL, us", "Redis, us"),
+    *("storage", "workers", "jobs/s", "open connections", "worker, us", "PostgreSQL, us", "Redis, us"),
     *("commits", "WAL, bytes", "Redis commands", "memory, MB"),
 )
 
@@ -92,7 +92,9 @@ async def one_round(contestant: Cistern, jobs: int, workers: int) -> Costs:
         while await contestant.done() < FIRST * jobs:
             await asyncio.sleep(_POLL_SECONDS)
         first = await usage(contestant.arena)
+        polls = 0
         while await contestant.done() < LAST * jobs:
+            polls += 1
             await asyncio.sleep(_POLL_SECONDS)
         last = await usage(contestant.arena)
         await until_done(contestant, jobs)
@@ -104,7 +106,7 @@ async def one_round(contestant: Cistern, jobs: int, workers: int) -> Costs:
         worker_us=(last.cpu["worker"] - first.cpu["worker"]) / done,
         postgres_us=(last.cpu["postgres"] - first.cpu["postgres"]) / done,
         redis_us=(last.cpu["redis"] - first.cpu["redis"]) / done,
-        commits=(last.commits - first.commits) / done,
+        commits=(last.commits - first.commits - polls) / done,
         wal_bytes=(last.wal_bytes - first.wal_bytes) / done,
         commands=(last.commands - first.commands) / done,
     )

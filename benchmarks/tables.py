@@ -79,8 +79,8 @@ def pickup_table(results: Mapping[str, Pickup]) -> Table:
         "milliseconds from the response to the enqueueing (for Cistern: to a POST over HTTP, of prepared bytes) to the "
         "start of the work; negative if the work began before the response arrived. "
         '"p50 since request": from sending the request to the start of the work. '
-        '"CPU when idle": the share of one core that the worker and its descendants use.',
-        ["system", "p50", "p99", "p50 since request", "ratio to Cistern", "CPU when idle"],
+        '"CPU when idle": the share of one core that the worker and its descendants use. Sorted by p99.',
+        ["system", "p50", "p99", "p50 since request", "p50 since request / Cistern's", "CPU when idle"],
         rows,
     )
 

@@ -7,18 +7,18 @@ from contextlib import ExitStack
 from statistics import median
 
 from contestants import Contestant, Stuck, until_done
-from pacing import Pacing
+from pacing import Pacing, in_order_of_round
 from peer_contestants import PeerFailed
 
 
 async def throughput(contestants: Sequence[Contestant], pacing: Pacing) -> dict[str, list[float]]:
-    """Run all contestants in turn, round after round, for about the same time each; return jobs per second.
+    """Run all contestants, round after round, for about the same time each; return jobs per second.
 
     A contestant that does not finish a round has no result for it: one hiccup must not abort a race of 30 minutes.
     """
     rates: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
-    for _ in range(pacing.rounds):
-        for contestant in contestants:
+    for number in range(pacing.rounds):
+        for contestant in in_order_of_round(number, contestants):
             previous = rates[contestant.name] or [contestant.expected_rate]
             try:
                 rate = await one_round(contestant, pacing.jobs(median(previous)))

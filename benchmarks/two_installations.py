@@ -28,6 +28,7 @@ from uuid import UUID
 
 import asyncpg
 import httpx
+from pacing import in_order_of_round
 from pickup import begun_times, trickle
 from servers import BEARER, MIB, add_key, api, insert_volumes, private_settings, vacuum, wait_for_workers, worker
 from sqlalchemy import text
@@ -108,7 +109,9 @@ async def _measure(
             with worker(first, url) as process, api(first, url) as address:
                 await wait_for_workers(services.database, [process])
                 await _bulk(services)  # the first one plans its statements
-                order = [(number, *one) for number in range(rounds) for one in _rotated(CONDITIONS, number)]
+                order = [
+                    (number, *one) for number in range(rounds) for one in in_order_of_round(number, CONDITIONS.items())
+                ]
                 for number, name, condition in order:
                     await _prepare(other)
                     await vacuum(services.database)
@@ -194,12 +197,6 @@ CONDITIONS: Final[dict[str, Condition]] = {
     "idle": _idle,
     "5 jobs/s": _busy,
 }
-
-
-def _rotated(conditions: dict[str, Condition], number: int) -> list[tuple[str, Condition]]:
-    """Return the conditions in another order for each round, so that no condition always follows the same one."""
-    items = list(conditions.items())
-    return items[number % len(items) :] + items[: number % len(items)]
 
 
 if __name__ == "__main__":

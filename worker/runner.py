@@ -6,7 +6,8 @@ awaited; so a job is released only after its storage thread has really stopped.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -37,6 +38,8 @@ from worker.performer import AttemptPerformer
 from worker.slots import Load, Slots
 
 _SETTLE_RETRY_SECONDS: Final = 0.5
+#: How long a message whose claim has failed counts as load, if PostgreSQL is unreachable.
+_UNREACHABLE_SECONDS: Final = 0.5
 #: Maximum number of tries to settle a job whose row is locked once the worker is closing; then its lease expires.
 _MAX_CLOSING_TRIES: Final = 10
 
@@ -92,7 +95,10 @@ class Runner:
         claims = {message: self._engine.submit_claim(message) for message in messages if self._may_claim(message)}
         acknowledged = []
         for message in messages:
-            claimed = await self._result(message, claims[message]) if message in claims else None
+            claimed = None
+            if claim := claims.get(message):
+                with suppress(Exception):  # it is tried again on its own, and logged if it fails again
+                    claimed = await claim
             if claimed is None:
                 self._in_task(self._process_counted(message))
             else:
@@ -174,20 +180,18 @@ class Runner:
 
     async def claim(self, message: JobMessage) -> Claim | None:
         """Claim the job if its epoch is that of the message, and no earlier attempt at it hangs in this process."""
-        if self._may_claim(message):
-            return await self._result(message, self._engine.claim(message))
-        if not self._closing:
-            log.debug("job.stalled_here", job_id=str(message.job_id))
-        return None
-
-    async def _result(self, message: JobMessage, claim: Awaitable[Claim | None]) -> Claim | None:
-        """Wait for a claim. One that fails is logged, and claims nothing."""
+        if not self._may_claim(message):
+            if not self._closing:
+                log.debug("job.stalled_here", job_id=str(message.job_id))
+            return None
         try:
-            return await claim
-        except DatabaseUnavailable:
+            return await self._engine.claim(message)
+        except DatabaseUnavailable as error:
             # The job is still queued, and maintenance sends the message again. Or it was claimed and only the reply was
             # lost: it is rescued when its lease expires.
             log.warning("claim.postponed", job_id=str(message.job_id))
+            if is_unreachable(error):  # no further message is fetched instead meanwhile: it would be lost as well
+                await asyncio.sleep(_UNREACHABLE_SECONDS)
         except Exception:
             log.exception("job.task_failed", job_id=str(message.job_id))
         return None

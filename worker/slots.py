@@ -8,7 +8,7 @@ from typing import Final
 #: Fetch ahead as many jobs as will probably find a slot within this time. It is several times the duration of a fetch
 #: and a claim, so that Redis, PostgreSQL and this process each have jobs to work on at the same time.
 _LOOKAHEAD_SECONDS: Final = 0.1
-#: Maximum number of jobs fetched ahead, per slot: 500 with 100 slots. Each takes 8 KB; more of them are hardly faster.
+#: Maximum number of jobs fetched ahead per slot. Each takes 8 KB of memory; 8 per slot were no faster.
 _MAX_AHEAD_PER_SLOT: Final = 5
 #: Maximum time that a job which was fetched ahead waits for a slot, before it is released to other workers.
 _MAX_WAIT_SECONDS: Final = 1.0
@@ -76,8 +76,8 @@ class Load:
     def capacity(self) -> int:
         """How many more messages to fetch now: one per slot, and some ahead for slots that will soon be free.
 
-        As many again may be waiting to be settled; when settlements pile up beyond that, the capacity is 0. It is also
-        0 while half of those to be fetched ahead are there: then the next fetch and its claim are of many at once.
+        At most twice as many jobs may be unsettled; beyond that the capacity is 0. It is also 0 while half of those to
+        be fetched ahead are there: then the next fetch and its claim are of many at once.
         """
         ahead = self._slots.ahead
         maximum = self._slots.number + ahead

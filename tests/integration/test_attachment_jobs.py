@@ -12,6 +12,7 @@ from domain.jobs.engine import JobEngine
 from domain.jobs.model import Job, Worker
 from domain.services import Services
 from domain.settings import Settings
+from domain.volumes.attachments import freezing
 from domain.volumes.attachments.model import FilesystemReport, queue_of
 from domain.volumes.attachments.node_volumes import NodeVolumes
 from domain.volumes.attachments.service import NewAttachment
@@ -92,8 +93,9 @@ async def test_attached_volume_is_neither_restored_nor_deleted_nor_attached_else
 
 
 async def test_volume_taken_by_force_keeps_its_attachments_until_the_job_is_settled(
-    services: Services, volume: Volume
+    services: Services, volume: Volume, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(freezing, "_START_SECONDS", 0.1)  # no agent runs that could freeze the volume
     await attached(services, volume)
     await attached(services, volume, "two")
     [(attachment_id, *_), _] = await sql(services, "SELECT id FROM attachments ORDER BY id")

@@ -1,9 +1,11 @@
 """Maintenance runs the due tasks periodically, rescues only while the heartbeat works, and survives failures."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
+import structlog
 from sqlalchemy import true
 
 from domain.errors import DatabaseUnavailable
@@ -47,13 +49,15 @@ async def prune_nothing() -> Pruned:
 
 
 class ExpiredRows:
-    """Expired rows for several batches; counts the batches."""
+    """Expired rows for several batches, each of which takes two seconds; counts the batches."""
 
-    def __init__(self, batches: int) -> None:
+    def __init__(self, clock: "Clock", *, batches: int) -> None:
         self.pruned_batches = 0
+        self._clock = clock
         self._batches = batches
 
     async def prune(self) -> Pruned:
+        self._clock.now += 2
         self.pruned_batches += 1
         return Pruned(10, more=self.pruned_batches < self._batches)
 
@@ -146,26 +150,67 @@ async def test_maintenance_sleeps_between_runs() -> None:
     assert engine.maintenance_calls == ["rescue", "dispatch_due", "redispatch_lost"]
 
 
-async def test_expired_rows_are_pruned_in_every_run_while_there_are_more_then_once_a_minute(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    expired, clock = ExpiredRows(batches=3), Clock(monkeypatch)
-    maintenance = a_maintenance(FakeJobEngine(), a_heartbeat(beating=True), expired.prune)
-    counts = []
-    for seconds in (0, 2, 2, 2, 2, 50, 10, 2):
-        clock.now += seconds
-        await maintenance.run_once()
-        counts.append(expired.pruned_batches)
+async def test_expired_rows_are_pruned_until_none_is_left_then_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, pauses=4)
+    expired = ExpiredRows(clock, batches=3)
+    with pytest.raises(asyncio.CancelledError):
+        await a_maintenance(FakeJobEngine(), a_heartbeat(beating=True), expired.prune).prune_forever()
 
-    assert counts == [1, 2, 3, 3, 3, 3, 4, 4]
+    # After a batch of two seconds a pause of two; after the last one, and an empty one, a minute.
+    assert (clock.paused, expired.pruned_batches) == ([2, 2, 60, 60], 4)
+
+
+async def test_pruning_of_many_rows_is_logged_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    maintenance = a_maintenance(FakeJobEngine(), a_heartbeat(beating=True), ExpiredRows(clock, batches=1_000).prune)
+    with structlog.testing.capture_logs() as logs:
+        assert await maintenance.prune_once()
+
+    assert clock.now == 1000 + 62
+    assert [(line["event"], line["count"]) for line in logs] == [("rows.pruned", 160)]
+
+
+async def test_failed_pruning_is_tried_again_after_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, pauses=2)
+
+    async def fail() -> Pruned:
+        raise DatabaseUnavailable
+
+    with pytest.raises(asyncio.CancelledError):
+        await a_maintenance(FakeJobEngine(), a_heartbeat(beating=True), fail).prune_forever()
+
+    assert clock.paused == [60, 60]
+
+
+async def test_pruning_runs_beside_the_tasks() -> None:
+    engine, pruning = FakeJobEngine(), asyncio.Event()
+
+    async def prune() -> Pruned:
+        pruning.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    loop = asyncio.create_task(a_maintenance(engine, a_heartbeat(beating=True), prune, interval=0).run_forever())
+    await pruning.wait()
+    await until(lambda: engine.maintenance_calls.count("rescue") >= 2)
+    loop.cancel()
 
 
 class Clock:
-    """A monotonic clock that only the test advances."""
+    """A monotonic clock that only the test and pauses advance; the last of ``pauses`` ends the loop."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, pauses: float = math.inf) -> None:
         self.now = 1000.0
+        self.paused: list[float] = []
+        self._pauses = pauses
         monkeypatch.setattr("worker.maintenance.time", self)
+        monkeypatch.setattr("worker.maintenance.asyncio", self)
 
     def monotonic(self) -> float:
         return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.paused.append(seconds)
+        self.now += seconds
+        if len(self.paused) == self._pauses:
+            raise asyncio.CancelledError

@@ -17,6 +17,7 @@ from domain.jobs.states import JobStatus
 from domain.jobs.transport.job_queue import JobQueue
 from domain.storage.context import Grant, StopReason
 from domain.storage.memory import MemoryDriver
+from domain.tasks import cancel_and_wait
 from tests.unit.worker_fakes import (
     MIB,
     BuggyDriver,
@@ -117,8 +118,24 @@ class TestClaim:
 
         assert [job.status for job in jobs] == ["queued", "succeeded", "succeeded"]
         failed = [(line["event"], line["job_id"]) for line in logs if line["log_level"] == "error"]
-        assert failed == [("job.task_failed", str(jobs[0].id))] * 2  # claimed together with the others, then alone
+        assert failed == [("job.task_failed", str(jobs[0].id))]
         assert runner.load.capacity == 10
+
+    @pytest.mark.parametrize(("seconds", "capacity"), [(3600, 7), (0, 10)])
+    async def test_message_counts_as_load_for_a_while_after_its_claim_found_postgresql_unreachable(
+        self, monkeypatch: pytest.MonkeyPatch, seconds: float, capacity: int
+    ) -> None:
+        monkeypatch.setattr("worker.runner._UNREACHABLE_SECONDS", seconds)
+        jobs = [a_job() for _ in range(3)]
+        engine = FakeJobEngine(*jobs)
+        engine.failing_calls = 6  # three claims together, then each alone
+        runner = a_runner(engine, MemoryDriver())
+        with structlog.testing.capture_logs() as logs:
+            runner.start([job.message for job in jobs])
+            await (until(lambda: not engine.failing_calls) if seconds else runner.drained())
+
+        assert ([line["event"] for line in logs], runner.load.capacity) == (["claim.postponed"] * 3, capacity)
+        await cancel_and_wait(runner._tasks)
 
     async def test_claimed_row_without_a_fence_is_logged_and_frees_its_capacity(self) -> None:
         job = a_job()

@@ -30,7 +30,7 @@ def test_nothing_is_fetched_ahead_at_first(slots: int) -> None:
     assert Slots(slots).ahead == 0
 
 
-async def test_number_fetched_ahead_is_at_most_eight_per_slot() -> None:
+async def test_number_fetched_ahead_is_at_most_five_per_slot() -> None:
     assert (await released_at_intervals(10, *[0.0] * 200)).ahead == 50
 
 

@@ -72,8 +72,8 @@ class Maintenance:
     async def prune_once(self) -> bool:
         """Delete expired rows for up to a minute; return whether there are more.
 
-        After some batches it pauses for as long as they took, so that it uses one connection half of the time. A worker
-        then deletes some 3,000 jobs per second (`benchmarks/retention.py`).
+        After some batches it pauses for as long as they took, so that it uses one connection half of the time. How many
+        jobs per second that are is in docs/scale.md.
         """
         more = False
 

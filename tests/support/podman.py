@@ -83,11 +83,11 @@ def own_podman(socket: Path, directory: Path) -> Iterator[Podman]:
     with TemporaryDirectory(prefix="podman-") as own:  # podman wants a short path
         podman = Podman(Path(own), socket)
         container = ["run", "--rm", "--network=none", "shell", "/bin/sh", "-c", "exit 0"]
-        for command in (["import", str(make_image(directory)), "shell"], container):
-            done = podman.start(*command)
-            if done.returncode != 0:  # it may be able to make images and no containers
-                pytest.skip(f"podman does not work here: {done.stderr}")
         try:
+            for command in (["import", str(make_image(directory)), "shell"], container):
+                done = podman.start(*command)
+                if done.returncode != 0:  # it may be able to make images and no containers
+                    pytest.skip(f"podman does not work here: {done.stderr}")
             yield podman
         finally:
             podman.run("rm", "--all", "--force", "--time=0")

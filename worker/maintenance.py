@@ -18,7 +18,7 @@ from domain.maintenance_tasks import MaintenanceTask
 from domain.tasks import in_background
 from worker.heartbeat import Heartbeat
 
-#: Interval between two looks for expired rows, and the maximum duration of a run that deletes them.
+#: Interval from the start of one deletion of expired rows to that of the next, and its maximum duration.
 _PRUNE_SECONDS: Final = 60.0
 
 log = structlog.get_logger(__name__)
@@ -64,32 +64,26 @@ class Maintenance:
                 processed += await self._run_step(task.event, task.run)
 
     async def prune_forever(self) -> None:
-        """Delete expired rows once a minute, and without an interval as long as there are more."""
+        """Begin once a minute to delete expired rows; a run that takes the whole minute is followed by the next."""
         while True:
-            if not await self.prune_once():
-                await asyncio.sleep(_PRUNE_SECONDS)
+            next_at = time.monotonic() + _PRUNE_SECONDS
+            await self._run_step("rows.pruned", self._prune_for_a_minute)
+            await asyncio.sleep(max(next_at - time.monotonic(), 0))
 
-    async def prune_once(self) -> bool:
-        """Delete expired rows for up to a minute; return whether there are more.
+    async def _prune_for_a_minute(self) -> int:
+        """Delete expired rows until none is left, for up to a minute.
 
-        After some batches it pauses for as long as they took, so that it uses one connection half of the time. How many
-        jobs per second that are is in docs/scale.md.
+        A pause after some batches is as long as they took, so that one connection is in use half of the time.
+        docs/scale.md says how many jobs per second that are.
         """
-        more = False
-
-        async def prune_batches() -> int:
-            nonlocal more
-            rows, ends_at = 0, time.monotonic() + _PRUNE_SECONDS
-            while True:
-                began_at = time.monotonic()
-                pruned = await self._prune()
-                rows, more = rows + pruned.rows, pruned.more
-                if not more or time.monotonic() >= ends_at:
-                    return rows
-                await asyncio.sleep(time.monotonic() - began_at)
-
-        await self._run_step("rows.pruned", prune_batches)
-        return more
+        rows, ends_at = 0, time.monotonic() + _PRUNE_SECONDS
+        while True:
+            began_at = time.monotonic()
+            pruned = await self._prune()
+            rows += pruned.rows
+            if not pruned.more or time.monotonic() >= ends_at:
+                return rows
+            await asyncio.sleep(time.monotonic() - began_at)
 
     async def _run_step(self, event: str, step: Callable[[], Awaitable[int]]) -> int:
         count = 0

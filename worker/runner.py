@@ -92,18 +92,14 @@ class Runner:
 
     async def _claim_and_run(self, messages: Sequence[JobMessage]) -> None:
         """Run the jobs that can be claimed together, and process each message that claimed nothing on its own."""
-        claims = {message: self._engine.submit_claim(message) for message in messages if self._may_claim(message)}
+        claims = [self._engine.submit_claim(message) if self._may_claim(message) else None for message in messages]
         acknowledged = []
-        for message in messages:
-            claimed = None
-            if claim := claims.get(message):
-                with suppress(Exception):  # it is tried again on its own, and logged if it fails again
-                    claimed = await claim
-            if claimed is None:
-                self._in_task(self._process_counted(message))
-            else:
-                self._in_task(self._run(claimed))
+        for message, submitted in zip(messages, claims, strict=True):
+            if submitted and (claim := await _claim_or_none(submitted)):
+                self._in_task(self._run(claim))
                 acknowledged.append(self.queue.acknowledge(message))  # sent while the jobs run
+            else:
+                self._in_task(self._process_counted(message))
         for one in acknowledged:
             await one
 
@@ -251,6 +247,13 @@ class Runner:
         execution = self.running.get(claim.job.id)
         if execution is not None and execution.job is claim.job:  # otherwise the job was claimed here again
             del self.running[claim.job.id]
+
+
+async def _claim_or_none(submitted: "asyncio.Future[Claim | None]") -> Claim | None:
+    """Wait for a claim. One that fails claims nothing: it is tried again on its own, and logged if it fails again."""
+    with suppress(Exception):
+        return await submitted
+    return None
 
 
 def _job_fields(job: ClaimedJob) -> Fields:
